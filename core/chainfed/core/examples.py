@@ -39,13 +39,8 @@ def read_examples(path: Path, labels: Sequence[str]) -> list[Example]:
     return [Example(row.text, _label_number(row, numbers)) for row in read_rows(path)]
 
 
-def count_examples(path: Path) -> int:
-    """How many examples a file holds; 1 or more. Raises BadInputError as `read_rows` does."""
-    return len(read_rows(path))
-
-
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, whatever their labels. Raises BadInputError as `read_examples` does, unknown labels apart."""
+    """The rows of a file, whatever their labels are. Raises BadInputError as `read_examples` does."""
     if not path.is_file():
         raise BadInputError(
             f"{path} does not exist; give a JSON-lines file (.jsonl or .jsonl.gz) with `text` and `label` in each row."
@@ -57,13 +52,13 @@ def read_rows(path: Path) -> list[Row]:
         raise BadInputError(
             f"{path} cannot be read ({error}); give UTF-8 JSON lines, gzipped if the name ends in .gz."
         ) from error
-    rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise BadInputError(f"{path} holds no example; give at least one row with `text` and `label`.")
     return rows
 
 
-def _parse(line: str, where: str) -> Row:
+def _row(line: str, where: str) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -76,8 +71,10 @@ def _parse(line: str, where: str) -> Row:
     text, label = row["text"], row["label"]
     if not isinstance(text, str):
         raise BadInputError(f"{where}: `text` is {type(text).__name__}, but must be a string.")
-    if not isinstance(label, (int, str)) or isinstance(label, bool):
-        raise BadInputError(f"{where}: `label` is {type(label).__name__}, but must be a number or a label's name.")
+    if not isinstance(label, (str, int)) or isinstance(label, bool):
+        raise BadInputError(
+            f"{where}: `label` is {type(label).__name__}, but must be an integer or a label's name."
+        )
     return Row(text, label, where)
 
 
@@ -86,8 +83,8 @@ def _label_number(row: Row, numbers: dict[str, int]) -> int:
         return numbers[row.label]
     if isinstance(row.label, int) and 0 <= row.label < len(numbers):
         return row.label
-    known = ", ".join(list(numbers)[:5]) + (" ..." if len(numbers) > 5 else "")
     raise BadInputError(
-        f"{row.where}: label {row.label!r} is none of the bundle's {len(numbers)} labels (0 to {len(numbers) - 1}, or "
-        f"one of {known}); correct the row or export with other --labels."
+        f"{row.where}: label {row.label!r} is none of the bundle's {len(numbers)} labels (0 to {len(numbers) - 1}, "
+        f"or one of {', '.join(list(numbers)[:5])}{' ...' if len(numbers) > 5 else ''}); correct the row or export "
+        "with other --labels."
     )

@@ -66,10 +66,12 @@ def error_of(failure: Exception, address: str) -> ChainFedError:
     status = str(getattr(failure.code(), "name", failure.code()))
     if status == "UNAVAILABLE":
         return UnreachableError(
-            f"No coordinator answers at {address}; start one with `chainfed coordinator` or give another address."
+            f"No coordinator answers at {address}; start one with `chainfed coordinator` or give another "
+            "address."
         )
     if status == "DEADLINE_EXCEEDED":
         return UnreachableError(
-            f"The coordinator at {address} did not answer in time; see whether it is overloaded and try again."
+            f"The coordinator at {address} did not answer in time; see whether it is overloaded and try "
+            "again."
         )
     return ChainFedError(f"The coordinator at {address} failed with {status}: {details or 'no details'}.")

@@ -1,0 +1,47 @@
+"""Measures what the README claims. `make bench` runs everything; `make bench ARGS="memory --quick"` one part.
+
+    programs    every program against PyTorch eager: error and time ratio (what `chainfed verify` prints)
+    memory      a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
+    PyTorch
+    federation  the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
+
+The results go to `runs/bench/*.json`; the tables to standard output. Models and data come from $CHAINFED_SHARED, else
+../shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import federation
+import memory
+import programs
+
+PARTS = {"programs": programs.measure, "memory": memory.measure, "federation": federation.measure}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument(
+        "--quick", action="store_true", help="small data and one seed: to see that it runs, not to quote"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    shared = Path(os.environ.get("CHAINFED_SHARED", Path(__file__).parents[2] / "shared")).resolve()
+    if not (shared / "models/minilm-l6").is_dir():
+        sys.exit(f"The benchmarks need the models and data in {shared}, which is not there; set CHAINFED_SHARED.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for part in options.parts or PARTS:
+        PARTS[part](shared, options.out.resolve(), options.quick)
+
+
+if __name__ == "__main__":
+    main()

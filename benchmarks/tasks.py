@@ -1,0 +1,52 @@
+"""The tasks that the benchmarks measure on, and their bundles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from chainfed.core.manifest import Bundle
+from chainfed.toolchain.export import export_bundle
+from chainfed.toolchain.export_settings import ExportSettings
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled data set and the length to which its texts are cut, in tokens."""
+
+    name: str
+    folder: str
+    train: str
+    test: str
+    seq_len: int
+
+    def labels(self, shared: Path) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(json.loads((shared / "data" / self.folder / "labels.json").read_text()))
+
+    def files(self, shared: Path) -> tuple[Path, Path]:
+        """Training and test file."""
+        return shared / "data" / self.folder / self.train, shared / "data" / self.folder / self.test
+
+
+AGNEWS = Task("agnews", "agnews", "train_olora.jsonl.gz", "test.jsonl.gz", 64)
+YELP = Task("yelp", "yelp", "train.jsonl.gz", "test.jsonl.gz", 96)
+
+
+def model_folder(shared: Path) -> Path:
+    """The pretrained encoder."""
+    return shared / "models/minilm-l6"
+
+
+def bundle_of(task: Task, shared: Path, out: Path, optimizer: str = "adamw") -> Bundle:
+    """The task's bundle, exported once into `out`."""
+    folder = out / "bundles" / f"{task.name}-{optimizer}"
+    if folder.is_dir():
+        return Bundle(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return export_bundle(
+        ExportSettings(
+            str(model_folder(shared)), task.labels(shared), folder, seq_len=task.seq_len, optimizer=optimizer
+        )
+    )

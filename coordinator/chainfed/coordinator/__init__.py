@@ -1,0 +1,1 @@
+"""The federated service: runs, rounds, devices and checkpoints, over gRPC. It never imports torch."""

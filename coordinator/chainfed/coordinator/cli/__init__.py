@@ -1,0 +1,1 @@
+"""The commands `chainfed coordinator` and `chainfed run`."""

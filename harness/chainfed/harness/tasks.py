@@ -1,0 +1,239 @@
+"""The four tasks of a device, each a function from a prepared `Work` to its outcome (Algorithm 1; Sec. 4.2 to 4.4).
+
+Every one of them is a pass through the frozen chain and something small after it, and resumes where its journal ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+
+from chainfed.core.errors import BundleError, NotFiniteError
+from chainfed.core.manifest import window_program
+from chainfed.core.order import batches
+from chainfed.core.tensors import head_names
+from chainfed.harness.bundle import DeviceBundle
+from chainfed.harness.chain import Chain, Checkpoint, KeptDepth
+from chainfed.harness.data import TokenData, pad, sample_weights
+from chainfed.harness.hidden import HiddenView
+from chainfed.harness.journal import Journal
+from chainfed.harness.mapped import MappedFile
+from chainfed.harness.outcome import EvaluationOutcome, UpdateOutcome, write_tensors
+from chainfed.harness.training import auxiliary_adapters, changes, run_steps, window_parameters
+from chainfed.runtime.feeds import head_feed, statistics_feed, take
+from chainfed.runtime.memory import trim
+from chainfed.v1 import device_service_pb2 as pb
+
+_WINDOW_MEASURES = ("loss", "local_loss", "global_loss", "correct")
+_HEAD_MEASURES = ("loss", "correct")
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a task works with.
+
+    state: the pieces of the model state that the assignment brought. kept: where the output of the layers that never
+    change goes. checkpoint: see `Chain`; raises to stop the work.
+    """
+
+    bundle: DeviceBundle
+    state: Mapping[str, torch.Tensor]
+    data: TokenData
+    journal: Journal
+    seed: int
+    kept: KeptDepth | None
+    checkpoint: Checkpoint
+
+    def kept_up_to(self, depth: int) -> KeptDepth | None:
+        """The kept depth, when what is needed does not lie below it."""
+        return self.kept if self.kept is not None and self.kept.depth <= depth else None
+
+    def steps(self, epochs: int) -> list[list[int]]:
+        """The examples of every training step, drawn from the assignment's seed."""
+        return batches(len(self.data), self.bundle.manifest.shapes.batch_size, epochs, self.seed)
+
+    def labelled(self, rows: Sequence[int], each: float) -> dict[str, torch.Tensor]:
+        """The inputs `labels` and `sample_weights` of a batch: `each` on its rows, zero on the padding."""
+        size = self.bundle.manifest.shapes.batch_size
+        return {
+            "labels": self.data.labels[pad(rows, size)],
+            "sample_weights": sample_weights(len(rows), size, each),
+        }
+
+
+def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
+    """Trains the adapters of a window, its local head and the final head (Sec. 4.2, 4.3; Eq. 2)."""
+    num_layers = work.bundle.manifest.model.num_layers
+    end = task.first_layer + task.window_size - 1
+    if task.window_size < 1 or end >= num_layers:
+        raise BundleError(f"The window {task.first_layer} to {end} is not within the bundle's {num_layers} layers.")
+    final = end == num_layers - 1
+    names = window_parameters(task.first_layer, task.window_size, num_layers)
+    steps = work.steps(task.local_epochs)
+    kept = work.kept_up_to(task.first_layer)
+    with closing(Chain(work.bundle, work.state, work.data, work.journal, kept, None, work.checkpoint)) as chain:
+        chain.advance_to(task.first_layer)
+        work.checkpoint(f"window {task.first_layer} to {end}")
+        hidden = chain.view(task.first_layer)
+        shards = [work.bundle.layer(task.first_layer + index) for index in range(task.window_size)]
+        constant = {
+            f"window.{index}.layer.{name}": tensor
+            for index, shard in enumerate(shards)
+            for name, tensor in shard.tensors.items()
+        }
+        last_layer = task.global_branch_statistics == pb.GLOBAL_BRANCH_STATISTICS_LAST_LAYER
+        constant |= auxiliary_adapters(work.state, end, task.window_size, num_layers)
+        constant |= statistics_feed(work.state, end, "local_")
+        constant |= statistics_feed(work.state, num_layers - 1 if last_layer else end, "final_")
+        constant |= _scalars(
+            adapter_lr=task.adapter_lr,
+            head_lr=task.head_lr,
+            final_head_lr=0.0 if final else task.final_head_lr,
+            global_loss_weight=0.0 if final else task.global_loss_weight,
+        )
+        buffer = torch.empty(hidden.file.shape.batch)
+        with work.bundle.program(window_program(task.window_size)) as program:
+            trained, measured = run_steps(
+                "window",
+                program,
+                {source: take(work.state, target) for source, target in names.items()},
+                steps,
+                constant,
+                lambda rows: _window_batch(work, hidden, buffer, rows),
+                _WINDOW_MEASURES,
+                work.journal,
+                work.checkpoint,
+            )
+        constant.clear()
+        for shard in shards:
+            shard.close()
+    kept_names = _trained_names(names, final, task.final_head_lr > 0)
+    delta = changes(trained, work.state, kept_names)
+    sha256 = write_tensors(work.journal, {name: tensor.numpy() for name, tensor in delta.items()})
+    loss, local_loss, global_loss, correct = (sum(values) for values in zip(*measured, strict=True))
+    return UpdateOutcome(
+        num_examples=len(work.data),
+        num_steps=len(steps),
+        loss=loss / len(steps),
+        local_loss=local_loss / len(steps),
+        global_loss=global_loss / len(steps),
+        accuracy=correct / (len(work.data) * task.local_epochs),
+        tensors_sha256=sha256,
+    )
+
+
+def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
+    """Trains the heads of some layers on pooled features; the layers and adapters stay as they are."""
+    manifest = work.bundle.manifest
+    layers = list(task.head_layers)
+    if not layers or max(layers) >= manifest.model.num_layers:
+        raise BundleError(f"The heads to train, {layers}, are not within the bundle's layers.")
+    shape = (work.data.num_batches * manifest.shapes.batch_size, manifest.model.hidden_size)
+    places = {layer: index * math.prod(shape) * 4 for index, layer in enumerate(layers)}
+    file = MappedFile(work.journal.path("features"), len(layers) * math.prod(shape) * 4)
+    features = {layer: file.tensor(place, shape) for layer, place in places.items()}
+    kept = work.kept_up_to(min(layers))
+    with work.bundle.program("pool") as pool:
+
+        def keep_features(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
+            if depth - 1 in features:
+                rows = slice(batch * manifest.shapes.batch_size, (batch + 1) * manifest.shapes.batch_size)
+                pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
+                features[depth - 1][rows].copy_(pooled)
+
+        chain = Chain(work.bundle, work.state, work.data, work.journal, kept, keep_features, work.checkpoint)
+        with closing(chain):
+            chain.advance_to(max(layers) + 1)
+    trim()
+    measured: list[list[float]] = []
+    delta: dict[str, torch.Tensor] = {}
+    steps = work.steps(task.local_epochs)
+    with work.bundle.program("head") as program:
+        for layer in layers:
+            work.checkpoint(f"head {layer}")
+            feed = head_feed(work.state, layer)
+            initial = {name: feed.pop(name) for name in ("head.weight", "head.bias")}
+            trained, values = run_steps(
+                f"head.{layer}",
+                program,
+                initial,
+                steps,
+                feed | _scalars(head_lr=task.head_lr),
+                lambda rows, source=features[layer]: _head_batch(work, source, rows),  # type: ignore[misc]
+                _HEAD_MEASURES,
+                work.journal,
+                work.checkpoint,
+            )
+            measured += values
+            weight, bias = head_names(layer)
+            delta |= changes(trained, work.state, {"head.weight": weight, "head.bias": bias})
+    features.clear()
+    file.close()
+    sha256 = write_tensors(work.journal, {name: tensor.numpy() for name, tensor in delta.items()})
+    loss, correct = (sum(values) for values in zip(*measured, strict=True))
+    return UpdateOutcome(
+        num_examples=len(work.data),
+        num_steps=len(measured),
+        loss=loss / len(measured),
+        local_loss=loss / len(measured),
+        global_loss=0.0,
+        accuracy=correct / (len(work.data) * task.local_epochs * len(layers)),
+        tensors_sha256=sha256,
+    )
+
+
+def evaluate(work: Work) -> EvaluationOutcome:
+    """Classifies the data with the final head on top of all layers and counts."""
+    num_layers = work.bundle.manifest.model.num_layers
+    kept = work.kept_up_to(num_layers)
+    with closing(Chain(work.bundle, work.state, work.data, work.journal, kept, None, work.checkpoint)) as chain:
+        chain.advance_to(num_layers)
+        hidden = chain.view(num_layers)
+        scored = work.journal.find("score")
+        feed = head_feed(work.state, num_layers - 1)
+        with work.bundle.program("score") as program:
+            for batch in range(len(scored), work.data.num_batches):
+                rows = work.data.stored_batch(batch)
+                num_real = min(len(rows), len(work.data) - rows[0])
+                inputs = feed | {"h": hidden.batch(batch), "mask": work.data.mask[rows]}
+                inputs |= work.labelled(rows[:num_real], 1.0)
+                outputs = program.run(inputs, clone_outputs=False)
+                values = [outputs["loss_sum"].item(), outputs["correct"].item()]
+                if not all(math.isfinite(value) for value in values):
+                    raise NotFiniteError("The loss over held-out examples is not finite; the model has diverged.")
+                work.journal.append({"score": values})
+                scored.append(values)
+                work.checkpoint("")
+    return EvaluationOutcome(
+        num_examples=len(work.data),
+        num_correct=round(sum(correct for _, correct in scored)),
+        loss_sum=sum(loss for loss, _ in scored),
+    )
+
+
+def _trained_names(names: Mapping[str, str], final: bool, with_final_head: bool) -> dict[str, str]:
+    """Without the final head where the task does not train it, or trains it in the local head's place."""
+    if final or not with_final_head:
+        return {source: target for source, target in names.items() if ".final_head." not in source}
+    return dict(names)
+
+
+def _window_batch(work: Work, hidden: HiddenView, buffer: torch.Tensor, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    padded = pad(rows, buffer.shape[0])
+    for place, row in enumerate(padded):
+        buffer[place].copy_(hidden.row(row))
+    hidden.file.release()
+    return {"h": buffer, "mask": work.data.mask[padded]} | work.labelled(rows, 1.0 / len(rows))
+
+
+def _head_batch(work: Work, features: torch.Tensor, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    padded = pad(rows, work.bundle.manifest.shapes.batch_size)
+    return {"features": features[padded]} | work.labelled(rows, 1.0 / len(rows))
+
+
+def _scalars(**values: float) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}

@@ -1,0 +1,93 @@
+"""The steps of a training program over local batches, one journalled step after the other (Algorithm 1, line 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from chainfed.core.errors import NotFiniteError
+from chainfed.core.tensors import adapter_names, head_names
+from chainfed.harness.chain import Checkpoint
+from chainfed.harness.journal import Journal
+from chainfed.harness.slots import StateSlots
+from chainfed.runtime.feeds import Named, take
+from chainfed.runtime.program import Program
+
+
+def run_steps(
+    label: str,
+    program: Program,
+    initial: Named,
+    steps: Sequence[Sequence[int]],
+    constant: Named,
+    batch_feed: Callable[[Sequence[int]], Named],
+    measured: tuple[str, ...],
+    journal: Journal,
+    checkpoint: Checkpoint,
+) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    """Runs a training program once a step and returns what it trained and what it measured.
+
+    label: names these steps in the journal. initial: trainables at the start; optimiser state starts at zero.
+    steps: the examples of each step. constant: inputs that stay. batch_feed: the inputs that depend on the examples.
+    measured: the scalar outputs to keep. Returns the carried tensors after the last step (copies, float32) and
+    for each step the values of `measured`. Raises NotFiniteError when one of them is not finite.
+    """
+    slots = StateSlots(journal.folder, label, program.entry)
+    done = [values for name, values in journal.find("step") if name == label]
+    if not done:
+        slots.fill(initial)
+    for number in range(len(done), len(steps)):
+        inputs = {**constant, **slots.generation(number), **batch_feed(steps[number])}
+        outputs = program.run(inputs, clone_outputs=False)
+        values = [outputs[name].item() for name in measured]
+        if not all(math.isfinite(value) for value in values):
+            raise NotFiniteError(f"The loss of step {number + 1} is not finite; lower the learning rate.")
+        slots.store(number, outputs)
+        journal.append({"step": [label, values]})
+        done.append(values)
+        checkpoint("")
+    trained = {name: tensor.clone() for name, tensor in slots.generation(len(steps)).items()}
+    slots.close()
+    return trained, done
+
+
+def window_parameters(first_layer: int, window_size: int, num_layers: int) -> dict[str, str]:
+    """The trainable inputs of a window's program and the tensors of the model state that they are.
+
+    In the final stage, whose window ends at the last layer, the final head stands at both places.
+    """
+    end = first_layer + window_size - 1
+    names: dict[str, str] = {}
+    for index in range(window_size):
+        down, up = adapter_names(first_layer + index)
+        names |= {f"trainable.window.{index}.down": down, f"trainable.window.{index}.up": up}
+    for prefix, layer in (("trainable.local_head", end), ("trainable.final_head", num_layers - 1)):
+        weight, bias = head_names(layer)
+        names |= {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
+    return names
+
+
+def auxiliary_adapters(state: Named, end: int, window_size: int, num_layers: int) -> dict[str, torch.Tensor]:
+    """The adapters after layer `end` as one stack [L - Q, A, D] each of `down` and `up`; none when L = Q.
+
+    The rest of the stack is zero: an adapter of zeros changes nothing (Sec. 4.3).
+    """
+    after = num_layers - window_size
+    if after == 0:
+        return {}
+    feed = {}
+    for number, name in enumerate(("down", "up")):
+        layers = [take(state, adapter_names(layer)[number]) for layer in range(end + 1, num_layers)]
+        shape = take(state, adapter_names(end)[number]).shape
+        stack = torch.zeros((after, *shape))
+        for index, tensor in enumerate(layers):
+            stack[index] = tensor
+        feed[f"aux.{name}"] = stack
+    return feed
+
+
+def changes(trained: Named, before: Named, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """After minus before of the tensors that `names` maps from the program's inputs to the model state's names."""
+    return {target: trained[source] - take(before, target) for source, target in names.items()}

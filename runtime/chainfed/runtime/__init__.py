@@ -1,0 +1,1 @@
+"""Running a bundle's programs: ExecuTorch by tensor names, mapped weights, memory readings, token ids, predictions."""

@@ -1,0 +1,47 @@
+"""What the programs of the frozen chain are fed: named inputs from mapped weights and the model state.
+
+A state is a mapping from the tensor names of `chainfed.core.tensors` to float32 tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from chainfed.core.errors import BundleError
+from chainfed.core.tensors import adapter_names, head_names, statistics_names
+from chainfed.runtime.shards import Shard
+
+Named = Mapping[str, torch.Tensor]
+
+
+def embedding_feed(shard: Shard) -> dict[str, torch.Tensor]:
+    """The weights that the program `embed` takes."""
+    return {f"embeddings.{name}": tensor for name, tensor in shard.tensors.items()}
+
+
+def block_feed(shard: Shard, state: Named, layer: int) -> dict[str, torch.Tensor]:
+    """The weights of `layer` and of the adapter after it, for the program `block`."""
+    down, up = adapter_names(layer)
+    feed = {f"layer.{name}": tensor for name, tensor in shard.tensors.items()}
+    return feed | {"adapter.down": take(state, down), "adapter.up": take(state, up)}
+
+
+def head_feed(state: Named, layer: int) -> dict[str, torch.Tensor]:
+    """The head at `layer` and the statistics that standardise its features, for the programs `head` and `score`."""
+    weight, bias = head_names(layer)
+    return {"head.weight": take(state, weight), "head.bias": take(state, bias)} | statistics_feed(state, layer)
+
+
+def statistics_feed(state: Named, layer: int, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Mean and reciprocal deviation of the pooled features of `layer`, as inputs `{prefix}mean` and `{prefix}rstd`."""
+    mean, rstd = statistics_names(layer)
+    return {f"{prefix}mean": take(state, mean), f"{prefix}rstd": take(state, rstd)}
+
+
+def take(state: Named, name: str) -> torch.Tensor:
+    """One tensor of the model state. Raises BundleError when it is not there."""
+    if name not in state:
+        raise BundleError(f"the model state lacks {name}; it was made for another model.")
+    return state[name]

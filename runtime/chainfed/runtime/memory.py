@@ -1,0 +1,121 @@
+"""How much memory a process holds: anonymous (its own) and file-backed (the system can take it back at any time)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+_INTERVAL_SECONDS = 0.005
+
+# Runs in a process of its own: a running program holds Python's lock, so a thread would see nothing until it is over.
+_WATCH = """
+import select, sys
+path, interval, peak = sys.argv[1], float(sys.argv[2]), 0
+while True:
+    try:
+        with open(path) as file:
+            for line in file:
+                if line.startswith("RssAnon"):
+                    peak = max(peak, int(line.split()[1]) * 1024)
+    except OSError:
+        break
+    if select.select([sys.stdin], [], [], interval)[0]:
+        command = sys.stdin.readline()
+        if not command:
+            break
+        print(peak, flush=True)
+        if command == "reset\\n":
+            peak = 0
+"""
+
+
+def anonymous_bytes() -> int:
+    """RssAnon of this process in bytes; 0 where the system does not tell (it is Linux that does)."""
+    return _status("RssAnon")
+
+
+def file_bytes() -> int:
+    """RssFile of this process in bytes: mapped files, weights among them; 0 where the system does not tell."""
+    return _status("RssFile")
+
+
+def trim() -> None:
+    """Collects garbage and gives freed memory back to the system, so that the next reading shows what is in use."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class PeakSampler:
+    """The peak of this process's anonymous memory, read every 5 ms by a helper process while the context is open.
+
+    `idle_bytes` is the level when the context was entered and `peak_bytes` the highest level above it, both in bytes.
+    The helper ends with the context, and also when this process is killed.
+    """
+
+    def __init__(self, interval_seconds: float = _INTERVAL_SECONDS) -> None:
+        self._interval = interval_seconds
+        self._helper: subprocess.Popen[str] | None = None
+        self._highest = 0
+        self.idle_bytes = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Highest anonymous memory so far over `idle_bytes`; 0 or more."""
+        self._highest = max(self._highest, self._ask("peak"), anonymous_bytes())
+        return max(0, self._highest - self.idle_bytes)
+
+    def __enter__(self) -> PeakSampler:
+        if anonymous_bytes() > 0:
+            status = f"/proc/{os.getpid()}/status"
+            self._helper = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _WATCH, status, str(self._interval)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            self._ask("peak")
+        trim()
+        self._ask("reset")
+        self.idle_bytes = self._highest = anonymous_bytes()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._highest = max(self._highest, self._ask("peak"))
+        helper, self._helper = self._helper, None
+        if helper is not None and helper.stdin is not None and helper.stdout is not None:
+            helper.stdin.close()
+            helper.stdout.close()
+            helper.wait()
+
+    def _ask(self, command: str) -> int:
+        """The helper's peak in bytes since it was last reset; 0 when there is no helper any more."""
+        helper = self._helper
+        if helper is None or helper.stdin is None or helper.stdout is None:
+            return 0
+        try:
+            helper.stdin.write(command + "\n")
+            helper.stdin.flush()
+            return int(helper.stdout.readline())
+        except (OSError, ValueError):
+            return 0
+
+
+def _status(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,120 @@
+"""A pass of the whole model over labelled texts in this process, layer by layer as on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chainfed.core.errors import BundleError, NotFiniteError
+from chainfed.core.examples import Example
+from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file
+from chainfed.core.tensors import FloatArray
+from chainfed.runtime.feeds import Named, block_feed, embedding_feed, head_feed
+from chainfed.runtime.program import Program
+from chainfed.runtime.shards import Shard
+from chainfed.runtime.tokenization import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+_CHUNK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about some examples.
+
+    `correct`: how many the final head classifies rightly; `loss_sum`: sum of their cross-entropy in nats;
+    `logits`: (examples, labels) float32 in the order of the examples.
+    """
+
+    correct: int
+    loss_sum: float
+    logits: FloatArray
+
+
+def predict(
+    bundle: Bundle,
+    state: Mapping[str, FloatArray | torch.Tensor],
+    examples: Sequence[Example],
+    progress: Progress | None = None,
+) -> Prediction:
+    """Classifies `examples` with the final head on top of all layers and adapters.
+
+    state: all adapters, the final head and the last layer's statistics, float32, by the names of
+    `chainfed.core.tensors`.
+    progress: called with (layers run so far, layers to run) over all batches.
+    The hidden states of at most 64 MiB of batches are held at a time. Raises BundleError when bundle and state do not
+    fit, NotFiniteError when a logit is not finite.
+    """
+    tensors = {name: torch.as_tensor(tensor) for name, tensor in state.items()}
+    shapes, model = bundle.manifest.shapes, bundle.manifest.model
+    tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), bundle.manifest.tokenizer.pad_token_id, shapes.seq_len)
+    batch_bytes = shapes.batch_size * shapes.seq_len * model.hidden_size * 4
+    chunk_rows = max(1, _CHUNK_BYTES // batch_bytes) * shapes.batch_size
+    starts = range(0, len(examples), chunk_rows)
+    parts: list[Prediction] = []
+    for number, start in enumerate(starts):
+
+        def advance(layers: int, before: int = number * model.num_layers) -> None:
+            if progress is not None:
+                progress(before + layers, len(starts) * model.num_layers)
+
+        parts.append(_predict_chunk(bundle, tensors, tokenizer, examples[start : start + chunk_rows], advance))
+    logits = (
+        np.concatenate([part.logits for part in parts])
+        if parts
+        else np.zeros((0, bundle.manifest.num_labels), np.float32)
+    )
+    if not np.isfinite(logits).all():
+        raise NotFiniteError("The model's logits are not finite; use an earlier checkpoint or a lower learning rate.")
+    return Prediction(sum(part.correct for part in parts), sum(part.loss_sum for part in parts), logits)
+
+
+def _predict_chunk(
+    bundle: Bundle, state: Named, tokenizer: Tokenizer, examples: Sequence[Example], advance: Callable[[int], None]
+) -> Prediction:
+    size = bundle.manifest.shapes.batch_size
+    padded = -(-len(examples) // size) * size
+    rows = list(range(len(examples))) + [0] * (padded - len(examples))
+    tokens = tokenizer([example.text for example in examples])
+    ids, masks = torch.split(tokens.ids[rows], size), torch.split(tokens.mask[rows], size)
+    labels = torch.split(torch.tensor([examples[row].label for row in rows], dtype=torch.int64), size)
+    weights = torch.split(torch.tensor([1.0] * len(examples) + [0.0] * (padded - len(examples))), size)
+
+    with _program(bundle, "embed") as embed, Shard(bundle.path(EMBEDDINGS_FILE)) as shard:
+        feed = embedding_feed(shard)
+        hidden = [
+            embed.run({"input_ids": row_ids, "mask": mask} | feed)["h"]
+            for row_ids, mask in zip(ids, masks, strict=True)
+        ]
+        feed.clear()
+    with _program(bundle, "block") as block:
+        for layer in range(bundle.manifest.model.num_layers):
+            with Shard(bundle.path(layer_file(layer))) as shard:
+                feed = block_feed(shard, state, layer)
+                for h, mask in zip(hidden, masks, strict=True):
+                    h.copy_(block.run({"h": h, "mask": mask} | feed, clone_outputs=False)["h"])
+                feed.clear()
+            advance(layer + 1)
+    with _program(bundle, "score") as score:
+        feed = head_feed(state, bundle.manifest.model.num_layers - 1)
+        results = [
+            score.run({"h": h, "mask": mask, "labels": label, "sample_weights": weight} | feed)
+            for h, mask, label, weight in zip(hidden, masks, labels, weights, strict=True)
+        ]
+    logits = torch.cat([result["logits"] for result in results])[: len(examples)]
+    return Prediction(
+        correct=round(sum(result["correct"].item() for result in results)),
+        loss_sum=sum(result["loss_sum"].item() for result in results),
+        logits=logits.numpy(),
+    )
+
+
+def _program(bundle: Bundle, name: str) -> Program:
+    entry = bundle.manifest.programs.get(name)
+    if entry is None:
+        raise BundleError(f"The bundle has no program {name!r}; export it again.")
+    return Program(bundle.path(entry.file), entry)

@@ -1,0 +1,123 @@
+"""What the suites share: the data and models kept outside the repository, and a tiny model with its bundle and data."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from chainfed.core.manifest import Bundle
+
+TINY_LABELS = ("animals", "food", "machines")
+TINY_LAYERS = 3
+
+_TOPICS = {
+    "animals": "cat dog horse owl fox bear wolf hen goat crow".split(),
+    "food": "bread soup rice apple cheese salad pasta plum honey butter".split(),
+    "machines": "engine pump gear motor drill crane lathe piston turbine valve".split(),
+}
+_PLAIN = "the a one we saw and near with old new big small today here again".split()
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """Labelled texts that a tiny model can learn: JSON lines with `text` and `label`."""
+
+    train: Path
+    test: Path
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real models and data, kept outside the repository; without them the test is skipped."""
+    given = os.environ.get("CHAINFED_SHARED")
+    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "models").is_dir():
+        pytest.skip("needs the shared models and data: set CHAINFED_SHARED to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 3 layers and hidden size 32 with random weights and a small vocabulary, as a Hugging Face folder."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of `tiny_model`: 3 labels, 16 tokens, 4 rows, bottleneck 8, windows of 1, 2 and 3 layers, AdamW."""
+    from chainfed.toolchain.export import export_bundle
+    from chainfed.toolchain.export_settings import ExportSettings
+
+    out = tmp_path_factory.mktemp("tiny") / "bundle"
+    return export_bundle(
+        ExportSettings(
+            str(tiny_model), TINY_LABELS, out, seq_len=16, batch_size=4, adapter_dim=8, windows=(1, 2, 3)
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    """240 rows to train on and 60 to test on, of the labels of `tiny_bundle`."""
+    folder = tmp_path_factory.mktemp("tiny-data")
+    data = TinyData(folder / "train.jsonl", folder / "test.jsonl")
+    generator = random.Random(7)
+    for path, rows in ((data.train, 240), (data.test, 60)):
+        path.write_text("".join(json.dumps(_row(number, generator)) + "\n" for number in range(rows)))
+    return data
+
+
+def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> Path:
+    """Writes a random BERT with its tokenizer; equal arguments give equal weights."""
+    import torch
+    import transformers
+
+    vocabulary = _SPECIAL + _PLAIN + [word for words in _TOPICS.values() for word in words]
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformers.BertModel(config).save_pretrained(folder)
+    _make_tokenizer(vocabulary, folder)
+    return folder
+
+
+def _make_tokenizer(vocabulary: Sequence[str], folder: Path) -> None:
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    numbers = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", numbers["[SEP]"]), ("[CLS]", numbers["[CLS]"])
+    )
+    tokenizer.add_special_tokens(_SPECIAL)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    settings = {"tokenizer_class": "BertTokenizer", **names, "mask_token": "[MASK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _row(number: int, generator: random.Random) -> dict[str, str | int]:
+    label = number % len(TINY_LABELS)
+    words = generator.choices(_TOPICS[TINY_LABELS[label]], k=3) + generator.choices(
+        _PLAIN, k=generator.randint(2, 6)
+    )
+    generator.shuffle(words)
+    return {"text": " ".join(words), "label": label}

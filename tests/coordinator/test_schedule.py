@@ -1,0 +1,37 @@
+"""Windows and the order of rounds."""
+
+import pytest
+
+from chainfed.coordinator.records import RoundKind
+from chainfed.coordinator.schedule import Window, planned_rounds, window_of, windows
+
+
+def test_windows_slide_by_one_from_the_start_to_the_last_layer() -> None:
+    assert windows(3, 2, 6) == (Window(3, 2), Window(4, 2))
+    assert windows(0, 1, 3) == (Window(0, 1), Window(1, 1), Window(2, 1))
+    assert windows(4, 2, 6)[-1].end == 5
+
+
+def test_training_rounds_walk_the_windows_in_a_loop() -> None:
+    walk = [window_of(number, 1, 2, 5).first_layer for number in range(7)]
+    assert walk == [1, 2, 3, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize(("start", "size"), [(3, 2), (-1, 1), (0, 5), (0, 0)])
+def test_a_window_that_does_not_fit_is_refused(start: int, size: int) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        windows(start, size, 4)
+
+
+def test_rounds_come_in_order_with_evaluations_between() -> None:
+    planned = planned_rounds(warmup_rounds=2, rounds=5, evaluate_every=2)
+    letters = "".join({"PROFILE": "P", "EVALUATE": "E", "WARMUP": "W", "TRAIN": "T"}[each.kind] for each in planned)
+    assert letters == "PEWWTTETTETE"
+    assert [each.number for each in planned] == list(range(12))
+    assert [each.rounds_done for each in planned if each.kind is RoundKind.EVALUATE] == [0, 2, 4, 5]
+    assert [each.rounds_done for each in planned if each.kind is RoundKind.TRAIN] == [0, 1, 2, 3, 4]
+
+
+def test_the_last_round_is_evaluated_once() -> None:
+    assert [each.rounds_done for each in planned_rounds(0, 4, 2) if each.kind is RoundKind.EVALUATE] == [0, 2, 4]
+    assert [each.rounds_done for each in planned_rounds(0, 4, 0) if each.kind is RoundKind.EVALUATE] == [0, 4]

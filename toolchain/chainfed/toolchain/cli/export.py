@@ -1,0 +1,96 @@
+"""`chainfed export`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from chainfed.core.console import err, json_option, megabytes, print_json, progress
+from chainfed.core.errors import BadInputError
+from chainfed.core.manifest import Bundle
+from chainfed.toolchain.cli.steps import shown_steps
+from chainfed.toolchain.export import export_bundle
+from chainfed.toolchain.export_settings import ExportSettings, OptimizerName, read_labels
+from chainfed.toolchain.losses import Pooling
+
+
+@click.command(epilog="Example: chainfed export ./bert-base --labels labels.json --out ./bundle --seq-len 64")
+@click.argument("model")
+@click.option("--task", type=click.Choice(["classification"]), default="classification", show_default=True)
+@click.option(
+    "--labels", required=True, metavar="N|FILE", help="Number of labels, or a file that names them."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--seq-len", default=128, show_default=True, help="Tokens in a row; longer texts are cut.")
+@click.option("--batch-size", default=8, show_default=True, help="Rows in a batch.")
+@click.option("--adapter-dim", default=32, show_default=True, help="Bottleneck of the adapters.")
+@click.option(
+    "--windows",
+    metavar="LIST",
+    help="Window sizes to support, such as 1,2,3 (the default, as far as it fits).",
+)
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option(
+    "--pooling", type=click.Choice(["mean", "cls"]), help="How tokens become features.  [default: by model]"
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the initial adapters and heads.")
+@click.option("--force", is_flag=True, help="Replace the bundle that lies at --out.")
+@json_option
+def command(
+    model: str,
+    task: str,
+    labels: str,
+    out: Path,
+    seq_len: int,
+    batch_size: int,
+    adapter_dim: int,
+    windows: str | None,
+    optimizer: OptimizerName,
+    pooling: Pooling | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn MODEL, a Hugging Face model folder or a name on the hub, into a bundle."""
+    settings = ExportSettings(
+        model=model,
+        labels=read_labels(labels),
+        out=out,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        adapter_dim=adapter_dim,
+        windows=parse_windows(windows) if windows is not None else None,
+        optimizer=optimizer,
+        pooling=pooling,
+        seed=seed,
+        force=force,
+    )
+    started = time.monotonic()
+    with progress() as display, shown_steps(display, "Exporting") as on_progress:
+        bundle = export_bundle(settings, on_progress)
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json(_result(bundle, seconds))
+        return
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    err.print(f"Wrote {out} ({megabytes(size)}) in {seconds:.0f} s. See it with: chainfed inspect {out}")
+
+
+def parse_windows(text: str) -> tuple[int, ...]:
+    """Window sizes from a list such as "1,2,3". Raises BadInputError when it is none."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInputError(f"--windows {text!r} is no list of numbers; write it like 1,2,3.") from error
+
+
+def _result(bundle: Bundle, seconds: float) -> dict[str, object]:
+    return {
+        "bundle": str(bundle.folder),
+        "manifest_sha256": bundle.manifest_sha256,
+        "bytes": sum(entry.bytes for entry in bundle.manifest.files.values()),
+        "programs": sorted(bundle.manifest.programs),
+        "seconds": round(seconds, 3),
+    }

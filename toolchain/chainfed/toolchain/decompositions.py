@@ -1,0 +1,73 @@
+"""How the operators of a traced step are broken down before they are lowered.
+
+torch's core set leaves or makes some operators that are slow or missing on a phone. The decompositions here
+use only operators that XNNPACK or ExecuTorch's optimised kernels compute fast: no erf, tanh or pow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+
+aten = torch.ops.aten
+
+_TINY = 1e-30  # keeps gelu(x) / x defined at 0; too small to change any other x
+
+
+def decomposition_table() -> dict[Any, Callable[..., Any]]:
+    """Core ATen decompositions, with ours in place of those that do badly on phones."""
+    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    table[aten.gelu_backward.default] = _gelu_backward
+    table[aten._softmax_backward_data.default] = _softmax_backward
+    table[aten.native_layer_norm_backward.default] = _layer_norm_backward
+    table[aten.empty_permuted.default] = _empty_permuted
+    return table
+
+
+def _gelu_backward(grad_output: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+    """d gelu(x) = Phi(x) + x phi(x), where Phi(x), the normal distribution, is taken as gelu(x) / x."""
+    if approximate != "none":
+        return NotImplemented
+    nonzero = x + _TINY
+    distribution = torch.nn.functional.gelu(nonzero) / nonzero
+    density = (x * x * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))
+    return grad_output * (distribution + x * density)
+
+
+def _softmax_backward(grad_output: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor:
+    del input_dtype
+    return output * (grad_output - (grad_output * output).sum(dim=dim, keepdim=True))
+
+
+def _layer_norm_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradient for the input of a layer norm over the last dimension, whose weight and bias are frozen."""
+    del bias
+    if len(normalized_shape) != 1 or output_mask[1] or output_mask[2] or not output_mask[0]:
+        return NotImplemented
+    scaled = grad_output if weight is None else grad_output * weight
+    standardised = (x - mean) * rstd
+    share = 1.0 / normalized_shape[0]
+    shift = scaled.sum(dim=-1, keepdim=True) * share
+    slope = (scaled * standardised).sum(dim=-1, keepdim=True) * share
+    return (scaled - shift - standardised * slope) * rstd, None, None
+
+
+def _empty_permuted(
+    size: Sequence[int], physical_layout: Sequence[int], dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
+    del physical_layout
+    return torch.zeros(size, dtype=dtype)

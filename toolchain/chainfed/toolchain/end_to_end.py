@@ -1,0 +1,108 @@
+"""What the chain is compared with: end-to-end training of the same adapters in PyTorch, whole model in memory,
+measured in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel
+
+from chainfed.core.errors import ModelError
+from chainfed.runtime.memory import PeakSampler, anonymous_bytes, file_bytes
+
+_STEPS = 3
+_TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 64}
+
+
+@dataclass(frozen=True)
+class EndToEndMemory:
+    """Peak memory over the idle process (PyTorch and transformers loaded, no model), bytes.
+
+    `resident_bytes` counts everything in memory, `anonymous_bytes` what no file backs.
+    """
+
+    resident_bytes: int
+    anonymous_bytes: int
+
+
+def measure_end_to_end(
+    model: Path, *, batch_size: int, seq_len: int, bottleneck: int, num_labels: int
+) -> EndToEndMemory:
+    """Trains all adapters and a head of the encoder in `model` for three AdamW steps on random tokens, in a child
+    process with one thread.
+
+    Raises ModelError when the child fails.
+    """
+    arguments = [str(model), *(str(number) for number in (batch_size, seq_len, bottleneck, num_labels))]
+    child = subprocess.run(
+        [sys.executable, "-m", __name__, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )
+    if child.returncode != 0:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"End-to-end training of {model} could not be measured: {last}")
+    return EndToEndMemory(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def _measure(model: Path, batch_size: int, seq_len: int, bottleneck: int, num_labels: int) -> EndToEndMemory:
+    torch.set_num_threads(1)
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a tiny model first: what libraries load and keep is no cost of the training
+        config = AutoConfig.from_pretrained(model)
+        for name, value in _TINY.items():
+            setattr(config, name, value)
+        AutoModel.from_config(config).save_pretrained(folder)
+        _train(Path(folder), batch_size, 2, bottleneck, num_labels)
+    idle_bytes = anonymous_bytes() + file_bytes()
+    with PeakSampler() as sampler:
+        _train(model, batch_size, seq_len, bottleneck, num_labels)
+    resident_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - idle_bytes
+    return EndToEndMemory(resident_bytes, sampler.peak_bytes)
+
+
+def _train(model: Path, batch_size: int, seq_len: int, bottleneck: int, num_labels: int) -> None:
+    encoder = AutoModel.from_pretrained(model).train().requires_grad_(False)
+    hidden = encoder.config.hidden_size
+    downs = [torch.nn.Parameter(torch.randn(bottleneck, hidden) * 0.02) for _ in encoder.encoder.layer]
+    ups = [torch.nn.Parameter(torch.zeros(bottleneck, hidden)) for _ in encoder.encoder.layer]
+    head = torch.nn.Linear(hidden, num_labels)
+    for layer, down, up in zip(encoder.encoder.layer, downs, ups, strict=True):
+        layer.register_forward_hook(partial(_adapt, down, up))
+    optimizer = torch.optim.AdamW([*downs, *ups, *head.parameters()], lr=1e-3)
+    for _ in range(_STEPS):
+        ids = torch.randint(0, encoder.config.vocab_size, (batch_size, seq_len))
+        labels = torch.randint(0, num_labels, (batch_size,))
+        pooled = encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
+        optimizer.zero_grad()
+        functional.cross_entropy(head(pooled), labels).backward()
+        optimizer.step()
+
+
+def _adapt(down: torch.Tensor, up: torch.Tensor, _layer: object, _inputs: object, output: Any) -> Any:
+    """A forward hook: the adapter after a layer (Eq. 1)."""
+    h = output[0] if isinstance(output, tuple) else output
+    adapted = h + functional.gelu(h @ down.T) @ up
+    return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("sizes", type=int, nargs=4)
+    options = parser.parse_args()
+    print(json.dumps(asdict(_measure(options.model, *options.sizes))))  # noqa: T201

@@ -1,0 +1,204 @@
+"""From a Hugging Face model to a bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+
+from chainfed.core.manifest import (
+    ADAPTERS_FILE,
+    CONFIG_FILE,
+    EMBEDDINGS_FILE,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    Adapter,
+    Bundle,
+    Manifest,
+    MemoryPlan,
+    ModelFacts,
+    Optimizer,
+    ProgramEntry,
+    Shapes,
+    Task,
+    Tokenizer,
+    layer_file,
+    window_program,
+)
+from chainfed.core.tensors import Tensors, encode
+from chainfed.toolchain.checkpoint import (
+    TOKENIZER_CONFIG_FILE,
+    Checkpoint,
+    locate_model,
+    without_private_settings,
+)
+from chainfed.toolchain.export_settings import (
+    MAX_GRAD_NORM,
+    ExportSettings,
+    program_settings,
+    training_defaults,
+)
+from chainfed.toolchain.families import Family
+from chainfed.toolchain.initial_state import initial_state
+from chainfed.toolchain.memory_plan import larger_plan, plan_memory
+from chainfed.toolchain.new_folder import NewFolder
+from chainfed.toolchain.program_cache import ProgramCache, package_versions
+from chainfed.toolchain.program_files import ProgramWriter
+from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
+from chainfed.toolchain.steps import ProgramSettings
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done next, how many steps are done, and how many there are."""
+
+
+def export_bundle(settings: ExportSettings, on_progress: Progress | None = None) -> Bundle:
+    """Writes the bundle of a model and returns it.
+
+    Equal settings and an equal model give equal bytes, but for the measured part of the memory plan, which is
+    measured once and then comes from the cache. Weights are read and written one layer at a time.
+
+    Args:
+        settings: what to export, in which shapes, to where.
+        on_progress: called before each step.
+
+    Raises:
+        ModelError: there is no such model, or ChainFed cannot export it.
+        BadInputError: a setting does not fit the model, or `settings.out` exists.
+    """
+    with NewFolder(settings.out, settings.force, MANIFEST_FILE) as folder:
+        _report(on_progress, "reading the model", 0, 1)
+        checkpoint = Checkpoint(locate_model(settings.model))
+        programs = program_settings(settings, checkpoint.family)
+        checkpoint.check_weights()
+        manifest = _Export(settings, checkpoint, programs, folder, on_progress).run()
+        folder.path(MANIFEST_FILE).write_bytes(manifest.to_json())
+        folder.commit()
+    return Bundle(settings.out)
+
+
+class _Export:
+    """One export under way: counts the steps and puts the parts together."""
+
+    def __init__(
+        self,
+        settings: ExportSettings,
+        checkpoint: Checkpoint,
+        programs: ProgramSettings,
+        folder: NewFolder,
+        on_progress: Progress | None,
+    ) -> None:
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._family: Family = checkpoint.family
+        self._programs = programs
+        self._folder = folder
+        self._on_progress = on_progress
+        self._writer = ProgramWriter(programs, folder, ProgramCache())
+        self._done = 0
+        self._total = 2 + self._family.num_layers + self._writer.num_steps
+
+    def run(self) -> Manifest:
+        """Writes every file but the manifest, which it returns."""
+        pad_token_id = self._write_tokenizer()
+        self._write_weights()
+        self._writer.write(self._next)
+        peaks = self._writer.measure(self._next)
+        self._next("manifest")
+        return self._manifest(pad_token_id, peaks)
+
+    def _next(self, step: str) -> None:
+        _report(self._on_progress, step, self._done, self._total)
+        self._done += 1
+
+    def _write_tokenizer(self) -> int:
+        checkpoint = self._checkpoint
+        tokenizer = checkpoint.tokenizer()
+        pad_token_id = checkpoint.pad_token_id(tokenizer)
+        pad_token = tokenizer.id_to_token(pad_token_id) or ""
+        tokenizer.enable_truncation(self._settings.seq_len)
+        tokenizer.enable_padding(pad_id=pad_token_id, pad_token=pad_token, length=self._settings.seq_len)
+        special_tokens = checkpoint.special_tokens() | ({"pad_token": pad_token} if pad_token else {})
+        self._folder.write(TOKENIZER_FILE, tokenizer.to_str(pretty=False).encode())
+        self._folder.write(TOKENIZER_CONFIG_FILE, _json_bytes(special_tokens))
+        self._folder.write(CONFIG_FILE, _json_bytes(without_private_settings(checkpoint.config)))
+        return pad_token_id
+
+    def _write_weights(self) -> None:
+        self._next("weights of the embeddings")
+        self._write_shard(EMBEDDINGS_FILE, self._checkpoint.embeddings())
+        for layer in range(self._family.num_layers):
+            self._next(f"weights of layer {layer}")
+            self._write_shard(layer_file(layer), self._checkpoint.layer(layer))
+        state = initial_state(
+            self._family.num_layers,
+            self._family.hidden_size,
+            self._settings.adapter_dim,
+            len(self._settings.labels),
+            self._settings.seed,
+        )
+        self._folder.write(ADAPTERS_FILE, encode(state))
+
+    def _write_shard(self, name: str, tensors: Tensors) -> None:
+        sources = {key: TensorSource.of_array(tensor) for key, tensor in tensors.items()}
+        write_tensors(self._folder.path(name), sources, {})
+        self._folder.add(name)
+
+    def _manifest(self, pad_token_id: int, peaks: Mapping[str, int]) -> Manifest:
+        entries = self._writer.entries
+        plans = {name: plan_memory(name, entries[name], peak) for name, peak in peaks.items()}
+        optimizer = self._programs.optimizer
+        return Manifest(
+            format="chainfed-bundle",
+            format_version=FORMAT_VERSION,
+            created_by=package_versions("chainfed", "executorch", "torch", "transformers"),
+            model=_model_facts(self._checkpoint),
+            task=Task(kind="classification", labels=self._settings.labels, pooling=self._programs.pooling),
+            tokenizer=Tokenizer(pad_token_id=pad_token_id),
+            shapes=Shapes(batch_size=self._programs.batch_size, seq_len=self._programs.seq_len),
+            adapter=Adapter(bottleneck=self._programs.adapter_dim),
+            optimizer=Optimizer(
+                name=optimizer.name,
+                beta1=optimizer.beta1,
+                beta2=optimizer.beta2,
+                eps=optimizer.eps,
+                weight_decay=optimizer.weight_decay,
+                max_grad_norm=MAX_GRAD_NORM,
+            ),
+            defaults=training_defaults(self._settings.optimizer),
+            programs=_sorted_entries(entries),
+            windows=self._window_plans(plans),
+            prefix=larger_plan(plans["embed"], plans["block"]),
+            files=dict(sorted(self._folder.files.items())),
+        )
+
+    def _window_plans(self, plans: Mapping[str, MemoryPlan]) -> dict[int, MemoryPlan]:
+        return {size: plans[window_program(size)] for size in self._programs.windows}
+
+
+def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
+    family = checkpoint.family
+    embedding = sum(math.prod(shape) for shape in family.embedding_shapes.values())
+    layer = sum(math.prod(shape) for shape in family.layer_shapes.values())
+    return ModelFacts(
+        family=str(checkpoint.config["model_type"]),
+        num_layers=family.num_layers,
+        hidden_size=family.hidden_size,
+        vocab_size=family.vocab_size,
+        num_parameters=embedding + layer * family.num_layers,
+        embedding_tensors=tuple(family.embedding_shapes),
+        layer_tensors=tuple(family.layer_shapes),
+    )
+
+
+def _sorted_entries(entries: Mapping[str, ProgramEntry]) -> dict[str, ProgramEntry]:
+    return {name: entries[name] for name in sorted(entries)}
+
+
+def _json_bytes(value: Mapping[str, object]) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _report(on_progress: Progress | None, step: str, done: int, total: int) -> None:
+    if on_progress is not None:
+        on_progress(step, done, total)

@@ -1,0 +1,75 @@
+"""The memory plan of a program: what a device holds of its own while it runs it, and what it only maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from chainfed.core.manifest import MemoryPlan, ProgramEntry, TensorSpec
+
+WEIGHT_PREFIXES = ("embeddings.", "layer.", "trainable.")
+STATE_PREFIX = "state."
+
+_ITEM_BYTES = {"float32": 4, "int64": 8}
+
+
+def tensor_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Bytes of tensors."""
+    return sum(math.prod(spec.shape) * _ITEM_BYTES[spec.dtype] for spec in specs)
+
+
+def is_weight(spec: TensorSpec) -> bool:
+    """Whether an input is a weight, frozen or trained: a device maps it from a file."""
+    return spec.name.startswith(WEIGHT_PREFIXES) or (
+        spec.name.startswith("window.") and ".layer." in spec.name
+    )
+
+
+def is_state(spec: TensorSpec) -> bool:
+    """Whether an input is optimiser state."""
+    return spec.name.startswith(STATE_PREFIX)
+
+
+def is_mapped(program: str, spec: TensorSpec) -> bool:
+    """Whether a device keeps an input in a mapped file.
+
+    Weights and optimiser state lie in files, and so do the hidden states while the prefix passes through
+    them.
+    """
+    return is_weight(spec) or is_state(spec) or (program == "block" and spec.name == "h")
+
+
+def plan_memory(program: str, entry: ProgramEntry, measured_peak: int) -> MemoryPlan:
+    """The plan of one program.
+
+    Outputs lie in the arena. The workspace is what was measured beyond arena and inputs; optimiser state is
+    mapped on today's devices, but is counted whole, because every step writes all of it.
+
+    Args:
+        program: the program's name.
+        entry: its tensors and its arena.
+        measured_peak: peak anonymous bytes of a process that runs it over the idle level, with mapped inputs
+            in
+            files; 0 where the system does not tell, and then the workspace is taken to be as large as the
+            arena.
+    """
+    optimizer_bytes = tensor_bytes(spec for spec in entry.inputs if is_state(spec))
+    io_bytes = tensor_bytes(spec for spec in entry.inputs if not is_mapped(program, spec))
+    file_bytes = tensor_bytes(spec for spec in entry.inputs if is_weight(spec))
+    workspace_bytes = entry.arena_bytes
+    if measured_peak > 0:
+        workspace_bytes = max(0, measured_peak - entry.arena_bytes - io_bytes)
+    return MemoryPlan(
+        anonymous_bytes=entry.arena_bytes + workspace_bytes + optimizer_bytes + io_bytes,
+        arena_bytes=entry.arena_bytes,
+        workspace_bytes=workspace_bytes,
+        optimizer_bytes=optimizer_bytes,
+        io_bytes=io_bytes,
+        file_bytes=file_bytes,
+    )
+
+
+def larger_plan(first: MemoryPlan, second: MemoryPlan) -> MemoryPlan:
+    """The plan of two programs that run one after the other: the larger, with the larger mapped file."""
+    larger = max(first, second, key=lambda plan: plan.anonymous_bytes)
+    return larger.model_copy(update={"file_bytes": max(first.file_bytes, second.file_bytes)})

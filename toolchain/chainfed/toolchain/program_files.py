@@ -1,0 +1,122 @@
+"""The programs of a bundle as files, lowered or taken from the cache, with what they were measured to hold."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from chainfed.core.manifest import ProgramEntry, TensorSpec
+from chainfed.toolchain import steps
+from chainfed.toolchain.lowering import lower
+from chainfed.toolchain.memory_probe import measure_peaks
+from chainfed.toolchain.new_folder import NewFolder
+from chainfed.toolchain.program_cache import ProgramCache, content_key, package_versions, source_digest
+from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings, build_programs
+
+Report = Callable[[str], None]
+"""Called with what is done next."""
+
+_LOWERING = ("chainfed.toolchain.lowering", "chainfed.toolchain.steps")
+_MEASURING = ("chainfed.toolchain.memory_probe",)
+_PACKAGES = ("executorch", "torch", "transformers")
+
+
+def program_file(name: str) -> str:
+    """Path in the bundle of a program."""
+    return f"programs/{name}.pte"
+
+
+def measured_programs(settings: ProgramSettings) -> list[str]:
+    """The programs that a training round runs, whose memory the manifest's plans are made of."""
+    return ["embed", "block", *(f"window_q{size}" for size in settings.windows)]
+
+
+class ProgramWriter:
+    """Writes the programs of one bundle and measures them."""
+
+    def __init__(self, settings: ProgramSettings, folder: NewFolder, cache: ProgramCache) -> None:
+        """`folder` gets the files, `cache` what is worth keeping for the next bundle of the same shapes."""
+        self._folder = folder
+        self._cache = cache
+        self._settings = settings
+        self._definitions = build_programs(settings)
+        self._keys = _program_keys(settings, self._definitions)
+        self.entries: dict[str, ProgramEntry] = {}
+
+    @property
+    def num_steps(self) -> int:
+        """How often `write` and `measure` report together."""
+        return len(self._definitions) + 1
+
+    def write(self, report: Report) -> None:
+        """Lowers each program, or takes it from the cache, and fills `entries`."""
+        for name, definition in self._definitions.items():
+            report(f"program {name}")
+            data, arena_bytes = self._program(name, definition)
+            self._folder.write(program_file(name), data)
+            self.entries[name] = ProgramEntry(
+                file=program_file(name),
+                inputs=tuple(_entry_spec(spec) for spec in definition.inputs),
+                outputs=tuple(_entry_spec(spec) for spec in definition.outputs),
+                arena_bytes=arena_bytes,
+            )
+
+    def measure(self, report: Report) -> dict[str, int]:
+        """Peak anonymous bytes of every program of a training round; to be called after `write`."""
+        report("memory of the programs")
+        keys = {name: self._memory_key(name) for name in measured_programs(self._settings)}
+        peaks = {name: peak for name, key in keys.items() if (peak := self._cached_peak(key)) is not None}
+        missing = {
+            name: (self._folder.path(program_file(name)), self.entries[name])
+            for name in keys
+            if name not in peaks
+        }
+        if missing:
+            measured = measure_peaks(missing)
+            for name, peak in measured.items():
+                self._cache.store(keys[name], b"", {"peak_anonymous_bytes": peak})
+            peaks |= measured
+        return peaks
+
+    def _program(self, name: str, definition: ProgramDefinition) -> tuple[bytes, int]:
+        cached = self._cache.load(self._keys[name])
+        if cached is not None and isinstance(cached[1].get("arena_bytes"), int):
+            return cached[0], cached[1]["arena_bytes"]
+        lowered = lower(definition)
+        self._cache.store(self._keys[name], lowered.data, {"arena_bytes": lowered.arena_bytes})
+        return lowered.data, lowered.arena_bytes
+
+    def _memory_key(self, name: str) -> str:
+        machine = [platform.system(), platform.machine()]
+        return content_key(
+            "memory", self._folder.files[program_file(name)].sha256, machine, source_digest(_MEASURING)
+        )
+
+    def _cached_peak(self, key: str) -> int | None:
+        cached = self._cache.load(key)
+        peak = cached[1].get("peak_anonymous_bytes") if cached is not None else None
+        return peak if isinstance(peak, int) else None
+
+
+def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDefinition]) -> dict[str, str]:
+    """A key for each program over all that its bytes depend on: packages, sources, model settings, shapes."""
+    family = settings.family
+    shared: list[Any] = [
+        package_versions(*_PACKAGES),
+        source_digest([*_LOWERING, type(family).__module__]),
+        family.config.to_dict(),
+        [settings.pooling, settings.num_labels, vars(settings.optimizer)],
+    ]
+    return {
+        name: content_key(shared, name, _shapes(definition.inputs), _shapes(definition.outputs))
+        for name, definition in definitions.items()
+    }
+
+
+def _shapes(specs: tuple[steps.TensorSpec, ...]) -> list[list[Any]]:
+    return [[spec.name, list(spec.shape), spec.dtype] for spec in specs]
+
+
+def _entry_spec(spec: steps.TensorSpec) -> TensorSpec:
+    return TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype)

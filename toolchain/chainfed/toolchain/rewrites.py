@@ -1,0 +1,259 @@
+"""Rewrites of a traced graph that spare ExecuTorch work which eager PyTorch gets for free.
+
+In eager PyTorch a transpose is a change of strides; in ExecuTorch it is a copy. Autograd and
+transformers' attention are full of transposes, and most of them cancel, meet another one, or can move to
+the other side of a matrix product where they do. The passes here say so in the graph: first all
+layout operators are brought to two forms, ``permute_copy`` and ``view``, then they are composed, moved and
+absorbed. Every pass keeps the values of the outputs up to the order of summation.
+
+All tensors in a rewritten graph are contiguous, which is how ExecuTorch keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+aten = torch.ops.aten
+
+_VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+}
+_TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default}
+_COPIES = {aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+_IMPURE = {"placeholder", "output", "get_attr"}
+
+
+def rewrite(graph_module: GraphModule) -> GraphModule:
+    """Apply all rewrites in place, until none of them finds anything more to do."""
+    graph = graph_module.graph
+    canonicalise_layout(graph)
+    while sum(apply(graph) for apply in _PASSES):
+        graph.eliminate_dead_code()
+    graph.eliminate_dead_code()
+    graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+def canonicalise_layout(graph: Graph) -> None:
+    """Bring every transpose to ``permute_copy``, every reshape to ``view``, and drop copies of what is contiguous."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _TRANSPOSES:
+            _replace(node, aten.permute_copy.default, node.args[0], _permutation(node))
+        elif node.target in _VIEWS:
+            _replace(node, aten.view.default, node.args[0], list(_shape(node)))
+        elif node.target in _COPIES or (
+            node.target is aten.expand.default and _shape(node) == _shape(node.all_input_nodes[0])
+        ):
+            source = node.all_input_nodes[0]
+            if source.meta["val"].is_contiguous():
+                _forward(node, source)
+
+
+def compose_permutations(graph: Graph) -> int:
+    """``permute(permute(x))`` -> one permute, or none if they cancel."""
+    count = 0
+    for node in _calls(graph, aten.permute_copy.default):
+        source, order = node.args
+        if list(order) == sorted(order):
+            _forward(node, source)
+            count += 1
+        elif _is_call(source, aten.permute_copy.default):
+            inner, inner_order = source.args
+            _replace(node, aten.permute_copy.default, inner, [inner_order[axis] for axis in order])
+            count += 1
+    return count
+
+
+def compose_views(graph: Graph) -> int:
+    """``view(view(x))`` -> one view, or none if the shape is that of ``x``."""
+    count = 0
+    for node in _calls(graph, aten.view.default):
+        source = node.args[0]
+        if _shape(node) == _shape(source):
+            _forward(node, source)
+            count += 1
+        elif _is_call(source, aten.view.default):
+            _replace(node, aten.view.default, source.args[0], list(_shape(node)))
+            count += 1
+    return count
+
+
+def permute_before_merging_heads(graph: Graph) -> int:
+    """``permute(view(permute(x)))``, where the view merges batch and heads: permute first, then merge.
+
+    ``(B, H, X, Y) -view-> (B H, X, Y) -permute-> (B H, Y, X)`` becomes a permute of four dimensions, which
+    composes with the one that split the heads, and a view.
+    """
+    count = 0
+    for node in _calls(graph, aten.permute_copy.default):
+        view = node.args[0]
+        if not _is_permute(node, [0, 2, 1]) or not _is_call(view, aten.view.default):
+            continue
+        split = view.args[0]
+        if not _is_call(split, aten.permute_copy.default) or not _merges_heads(_shape(split), _shape(view)):
+            continue
+        with graph.inserting_before(node):
+            swapped = _call(graph, aten.permute_copy.default, split, [0, 1, 3, 2])
+        _replace(node, aten.view.default, swapped, list(_shape(node)))
+        count += 1
+    return count
+
+
+def permute_after_splitting_heads(graph: Graph) -> int:
+    """``permute(view(permute(x)))``, where the view splits batch and heads: split first, then permute.
+
+    ``(B H, X, Y) -permute-> (B H, Y, X) -view-> (B, H, Y, X)`` becomes a view and a permute of four
+    dimensions, which composes with the one that merges the heads.
+    """
+    count = 0
+    for node in _calls(graph, aten.permute_copy.default):
+        view = node.args[0]
+        if not _is_call(view, aten.view.default) or not _is_permute(view.args[0], [0, 2, 1]):
+            continue
+        swapped = view.args[0]
+        if not _merges_heads(_shape(view), _shape(swapped)):
+            continue
+        batch, heads, rows, columns = _shape(view)
+        with graph.inserting_before(node):
+            split = _call(graph, aten.view.default, swapped.args[0], [batch, heads, columns, rows])
+        order = [(0, 1, 3, 2)[axis] for axis in node.args[1]]
+        _replace(node, aten.permute_copy.default, split, order)
+        count += 1
+    return count
+
+
+def transpose_smaller_factor(graph: Graph) -> int:
+    """``bmm(a.T, b)`` -> ``bmm(b.T, a).T`` where ``a`` is larger than ``b``.
+
+    In the backward pass of attention ``a`` is the (S, S) matrix of probabilities and ``b`` has the width of
+    a head; the transposes of ``b`` and of the result meet those that split and merge the heads.
+    """
+    count = 0
+    for node in _calls(graph, aten.bmm.default):
+        left, right = node.args
+        if not _is_permute(left, [0, 2, 1]):
+            continue
+        if left.meta["val"].numel() <= right.meta["val"].numel():
+            continue
+        with graph.inserting_before(node):
+            turned = _call(graph, aten.permute_copy.default, right, [0, 2, 1])
+            product = _call(graph, aten.bmm.default, turned, left.args[0])
+        _replace(node, aten.permute_copy.default, product, [0, 2, 1])
+        count += 1
+    return count
+
+
+def products_with_transposed_right_side(graph: Graph) -> int:
+    """``mm(x, W.T)`` and ``addmm(b, x, W.T)`` -> ``linear(x, W, b)``: XNNPACK takes W as it is stored."""
+    count = 0
+    for node in _calls(graph, aten.mm.default):
+        x, weight = node.args
+        if _is_permute(weight, [1, 0]):
+            _replace(node, aten.linear.default, x, weight.args[0])
+            count += 1
+    for node in _calls(graph, aten.addmm.default):
+        bias, x, weight = node.args
+        if _is_permute(weight, [1, 0]) and not node.kwargs and bias.meta["val"].dim() == 1:
+            _replace(node, aten.linear.default, x, weight.args[0], bias)
+            count += 1
+    return count
+
+
+def merge_equal_nodes(graph: Graph) -> int:
+    """Compute equal expressions once."""
+    count = 0
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        key = _key((node.target, node.args, node.kwargs))
+        if key in seen:
+            _forward(node, seen[key])
+            count += 1
+        else:
+            seen[key] = node
+    return count
+
+
+_PASSES: tuple[Callable[[Graph], int], ...] = (
+    compose_permutations,
+    compose_views,
+    permute_before_merging_heads,
+    permute_after_splitting_heads,
+    transpose_smaller_factor,
+    products_with_transposed_right_side,
+    merge_equal_nodes,
+)
+
+
+def _calls(graph: Graph, target: Any) -> list[Node]:
+    return [node for node in graph.nodes if _is_call(node, target)]
+
+
+def _is_call(node: Any, target: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is target
+
+
+def _is_permute(node: Any, order: list[int]) -> bool:
+    return _is_call(node, aten.permute_copy.default) and list(node.args[1]) == order
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _permutation(node: Node) -> list[int]:
+    """The order of dimensions that a transpose of any kind stands for."""
+    rank = len(_shape(node))
+    if node.target is aten.permute.default:
+        return [axis % rank for axis in node.args[1]]
+    order = list(range(rank))
+    first, second = (0, rank - 1) if node.target is aten.t.default else node.args[1:3]
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _merges_heads(split: Sequence[int], merged: Sequence[int]) -> bool:
+    """Whether (B, H, X, Y) -> (B H, X, Y) is what a view does."""
+    return len(split) == 4 and len(merged) == 3 and tuple(split[2:]) == tuple(merged[1:])
+
+
+def _call(graph: Graph, target: Any, *args: Any) -> Node:
+    """Add a call at the insertion point, with the value its meta data has to carry."""
+    node = graph.call_function(target, args)
+    values = [argument.meta["val"] if isinstance(argument, Node) else argument for argument in args]
+    node.meta["val"] = target(*values).contiguous()
+    return node
+
+
+def _replace(node: Node, target: Any, *args: Any) -> None:
+    with node.graph.inserting_before(node):
+        _forward(node, _call(node.graph, target, *args))
+
+
+def _forward(node: Node, replacement: Any) -> None:
+    """Let the users of a node use another one instead."""
+    node.replace_all_uses_with(replacement)
+    node.graph.erase_node(node)
+
+
+def _key(value: Any) -> Any:
+    """A hashable image of a node's arguments that tells 1 from 1.0."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_key(item) for item in value)
+    if isinstance(value, dict):
+        return tuple(sorted((name, _key(item)) for name, item in value.items()))
+    return value if isinstance(value, Node) else (type(value), value)
