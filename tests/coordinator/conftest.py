@@ -284,8 +284,6 @@ def living(*devices: FakeDevice) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        for device in devices:
-            device.channel.close()
         for thread in threads:
             thread.join(5)
 

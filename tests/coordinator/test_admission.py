@@ -1,10 +1,10 @@
 """The window size from memory plans and budgets."""
 
 import pytest
-from tests.coordinator.conftest import make_manifest, plan
 
 from chainfed.coordinator.admission import choose_window_size
 from chainfed.core.errors import MemoryBudgetError
+from tests.coordinator.conftest import make_manifest, plan
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def test_the_mean_is_that_of_exact_fractions() -> None:
     after = applied(before, mean.result())
     for name, shape in SHAPES.items():
         for place in np.ndindex(*shape):
-            total = sum(weight * Fraction(float(each[name][place])) for weight, each in zip(weights, updates, strict=True))
+            total = sum(
+                weight * Fraction(float(each[name][place])) for weight, each in zip(weights, updates, strict=True)
+            )
             exact = Fraction(float(before[name][place])) + total / sum(weights)
             assert abs(float(after[name][place]) - float(exact)) <= 1.2e-7 * max(abs(float(exact)), 1e-6)
             assert after[name].dtype == np.float32

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import pytest
-from tests.coordinator.conftest import config, make_manifest
 
 from chainfed.coordinator.configuration import complete
 from chainfed.core.errors import BadInputError
 from chainfed.v1 import device_service_pb2
+from tests.coordinator.conftest import config, make_manifest
 
 
 def test_what_is_not_set_comes_from_the_manifest() -> None:

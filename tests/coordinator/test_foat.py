@@ -27,7 +27,9 @@ def test_without_one_below_it_starts_at_the_lowest_and_says_so() -> None:
 
 def test_statistics_are_those_of_all_examples_together() -> None:
     rng = np.random.default_rng(0)
-    devices = [rng.normal(loc=3 * index, scale=1 + index, size=(5 + 7 * index, 4)).astype(np.float32) for index in range(4)]
+    devices = [
+        rng.normal(loc=3 * index, scale=1 + index, size=(5 + 7 * index, 4)).astype(np.float32) for index in range(4)
+    ]
     parts = [
         (
             len(features),

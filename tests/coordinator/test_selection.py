@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from tests.coordinator.conftest import config, make_manifest
 
 from chainfed.coordinator.configuration import RunConfig, complete
 from chainfed.coordinator.records import Device, RoundKind
 from chainfed.coordinator.selection import draw, eligible, seen_since, wanted_results
 from chainfed.core.order import SplitMix64, derive_seed, sample
+from tests.coordinator.conftest import config, make_manifest
 
 
 def device(name: str, **values: int) -> Device:
@@ -56,7 +56,9 @@ def test_the_draw_is_the_documented_one(settings: RunConfig) -> None:
 
 def test_every_device_is_drawn_equally_often(settings: RunConfig) -> None:
     devices = [device(f"d{index:02}") for index in range(10)]
-    counts = Counter(each.device_id for number in range(3000) for each in draw(devices, RoundKind.TRAIN, settings, number, 0))
+    counts = Counter(
+        each.device_id for number in range(3000) for each in draw(devices, RoundKind.TRAIN, settings, number, 0)
+    )
     assert sum(counts.values()) == 9000
     assert all(abs(count - 900) < 4 * 25.1 for count in counts.values())  # four standard deviations of a binomial
 

@@ -36,8 +36,7 @@ def split_address(address: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise BadInputError(
-            f"The address {address!r} is not HOST:PORT with a port of 0 to 65535; give one like "
-            f"{DEFAULT_ADDRESS}."
+            f"The address {address!r} is not HOST:PORT with a port of 0 to 65535; give one like {DEFAULT_ADDRESS}."
         )
     return host, int(port)
 
@@ -127,7 +126,7 @@ def lock_folder(folder: Path) -> int:
     Raises AddressInUseError when another process has it and BadInputError when it cannot be used.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise BadInputError(
@@ -138,8 +137,7 @@ def lock_folder(folder: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         raise AddressInUseError(
-            f"The state folder {folder} is in use by another coordinator; stop that one or give another "
-            "--state."
+            f"The state folder {folder} is in use by another coordinator; stop that one or give another --state."
         ) from error
     return descriptor
 

@@ -106,8 +106,7 @@ def _statistics_name(given: run_service_pb2.RunConfig, manifest: Manifest) -> Gl
         if value == given.global_branch_statistics:
             return name
     raise BadInputError(
-        f"global_branch_statistics {given.global_branch_statistics} is unknown; give window_end or "
-        "last_layer."
+        f"global_branch_statistics {given.global_branch_statistics} is unknown; give window_end or last_layer."
     )
 
 

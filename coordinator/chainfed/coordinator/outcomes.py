@@ -205,8 +205,7 @@ def explain_failures(planned: PlannedRound, needed: int, failures: Sequence[Assi
     reasons: dict[str, list[str]] = {}
     for failure in failures:
         words = (
-            ": ".join(part for part in (_REASONS.get(failure.reason, ""), failure.detail) if part) or "no "
-            "reason given"
+            ": ".join(part for part in (_REASONS.get(failure.reason, ""), failure.detail) if part) or "no reason given"
         )
         reasons.setdefault(words, []).append(failure.device_id)
     listed = [f"{', '.join(sorted(set(ids))[:3])}: {words}" for words, ids in list(reasons.items())[:5]]

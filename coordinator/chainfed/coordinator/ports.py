@@ -44,31 +44,33 @@ class Changes:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._everybody = 0
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
 
     def count(self, key: str) -> int:
         """How often the key has changed."""
-        return self._counts[key]
+        return self._counts[key] + self._everybody
 
     def notify(self, *keys: str) -> None:
         """Says that keys changed."""
         for key in keys:
             self._counts[key] += 1
-            for waiting in self._waiting.pop(key, set()):
-                if not waiting.done():
-                    waiting.set_result(None)
-
-    def notify_devices(self) -> None:
-        """Wakes all devices."""
-        self.notify(*[key for key in self._waiting if key.startswith("device:")])
+            self._wake(key)
 
     def notify_all(self) -> None:
-        """Wakes everybody."""
-        self.notify(*list(self._waiting))
+        """Says that every key changed, those included that nobody has waited for yet."""
+        self._everybody += 1
+        for key in list(self._waiting):
+            self._wake(key)
+
+    def _wake(self, key: str) -> None:
+        for waiting in self._waiting.pop(key, set()):
+            if not waiting.done():
+                waiting.set_result(None)
 
     async def changed(self, key: str, since: int, timeout_seconds: float) -> bool:
         """Waits until the key's count is above `since`; False when the time is over first."""
-        if self._counts[key] > since:
+        if self.count(key) > since:
             return True
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, set()).add(waiting)

@@ -131,8 +131,7 @@ class RunLoop:
         """Results without which a round is repeated."""
         return run.config.min_updates if kind in (RoundKind.WARMUP, RoundKind.TRAIN) else 1
 
-    # Selection ----------------------------------------------------------------------------------------------
-    # ---------------
+    # Selection
 
     async def _open(self, run: Run, planned: PlannedRound, attempt: int) -> Round | None:
         """Selects devices and records the attempt; None when the round is not held (an evaluation that
@@ -222,8 +221,7 @@ class RunLoop:
         await self._store.set_reason(self._run_id, reason)
         await self._store.changes.changed(key, seen, self._patience.poll_seconds)
 
-    # Results ------------------------------------------------------------------------------------------------
-    # ---------------
+    # Results
 
     async def _collect(self, current: Round) -> None:
         """Waits until the wanted results are in, no device is at work any more, or the deadline has

@@ -72,9 +72,7 @@ def _row(line: str, where: str) -> Row:
     if not isinstance(text, str):
         raise BadInputError(f"{where}: `text` is {type(text).__name__}, but must be a string.")
     if not isinstance(label, (str, int)) or isinstance(label, bool):
-        raise BadInputError(
-            f"{where}: `label` is {type(label).__name__}, but must be an integer or a label's name."
-        )
+        raise BadInputError(f"{where}: `label` is {type(label).__name__}, but must be an integer or a label's name.")
     return Row(text, label, where)
 
 

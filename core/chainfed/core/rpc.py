@@ -23,6 +23,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
+    ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -66,12 +67,10 @@ def error_of(failure: Exception, address: str) -> ChainFedError:
     status = str(getattr(failure.code(), "name", failure.code()))
     if status == "UNAVAILABLE":
         return UnreachableError(
-            f"No coordinator answers at {address}; start one with `chainfed coordinator` or give another "
-            "address."
+            f"No coordinator answers at {address}; start one with `chainfed coordinator` or give another address."
         )
     if status == "DEADLINE_EXCEEDED":
         return UnreachableError(
-            f"The coordinator at {address} did not answer in time; see whether it is overloaded and try "
-            "again."
+            f"The coordinator at {address} did not answer in time; see whether it is overloaded and try again."
         )
     return ChainFedError(f"The coordinator at {address} failed with {status}: {details or 'no details'}.")

@@ -16,12 +16,10 @@ from chainfed.core.errors import BadInputError
 
 @click.command(epilog="Example: chainfed coordinator --state ./coordinator --listen 127.0.0.1:7700")
 @click.option(
-    "--state", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything "
-    "it keeps."
+    "--state", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything it keeps."
 )
 @click.option(
-    "--listen", default=DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes a free "
-    "one."
+    "--listen", default=DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
 )
 @click.option("--insecure-listen", is_flag=True, help="Allow an address that other machines reach, without encryption.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)

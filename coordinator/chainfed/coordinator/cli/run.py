@@ -150,8 +150,7 @@ def list_runs(coordinator: str, as_json: bool) -> None:
 @command.command(epilog="Example: chainfed run watch 0123456789ab --json | tee events.jsonl")
 @click.argument("run_id", metavar="RUN")
 @click.option(
-    "--from", "from_sequence", type=click.IntRange(0), default=0, show_default=True, help="First event "
-    "wanted."
+    "--from", "from_sequence", type=click.IntRange(0), default=0, show_default=True, help="First event wanted."
 )
 @coordinator_option
 @json_option

@@ -62,7 +62,7 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
     def stop(self) -> None:
         """Answers all check-ins that are held."""
         self._stopping = True
-        self._store.changes.notify_devices()
+        self._store.changes.notify_all()
 
     @answering
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:  # noqa: N802

@@ -87,8 +87,7 @@ def evaluation(request: device_service_pb2.SubmitEvaluationRequest) -> Evaluatio
         )
     if not (math.isfinite(request.loss_sum) and request.loss_sum >= 0):
         raise UpdateRejectedError(
-            f"loss_sum is {request.loss_sum}, but must be finite and 0 or more; the evaluation does not "
-            "count."
+            f"loss_sum is {request.loss_sum}, but must be finite and 0 or more; the evaluation does not count."
         )
     return EvaluationReport(request.num_examples, request.num_correct, request.loss_sum)
 

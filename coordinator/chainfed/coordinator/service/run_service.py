@@ -107,8 +107,7 @@ class RunService(pb_grpc.RunServiceServicer):
         for path, entry in manifest.files.items():
             if not self._blobs.has(Blob(entry.sha256, entry.bytes)):
                 raise BundleError(
-                    f"The bundle's file {path} has not been uploaded; upload the whole bundle, then create "
-                    "the run."
+                    f"The bundle's file {path} has not been uploaded; upload the whole bundle, then create the run."
                 )
         if ADAPTERS_FILE not in manifest.files:
             raise BundleError(f"The bundle lacks {ADAPTERS_FILE}; export the bundle again.")

@@ -236,5 +236,5 @@ class SqlStore:
 
     def _notify(self, changed: set[str]) -> None:
         if "device:*" in changed:
-            self.changes.notify_devices()
+            self.changes.notify_all()
         self.changes.notify(*sorted(changed))
