@@ -1,11 +1,12 @@
-"""What the suites share: the data and models kept outside the repository, and a tiny model with its bundle and data."""
+"""What the suites share: data and models kept outside the repository, and a tiny model with its bundle and data."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,11 @@ TINY_LABELS = ("animals", "food", "machines")
 TINY_LAYERS = 3
 
 _TOPICS = {
-    "animals": "cat dog horse owl fox bear wolf hen goat crow".split(),
-    "food": "bread soup rice apple cheese salad pasta plum honey butter".split(),
-    "machines": "engine pump gear motor drill crane lathe piston turbine valve".split(),
+    "animals": ["cat", "dog", "horse", "owl", "fox", "bear", "wolf", "hen", "goat", "crow"],
+    "food": ["bread", "soup", "rice", "apple", "cheese", "salad", "pasta", "plum", "honey", "butter"],
+    "machines": ["engine", "pump", "gear", "motor", "drill", "crane", "lathe", "piston", "turbine", "valve"],
 }
-_PLAIN = "the a one we saw and near with old new big small today here again".split()
+_PLAIN = ["the", "a", "one", "we", "saw", "and", "near", "with", "old", "new", "big", "small", "today", "here", "again"]
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -55,11 +56,10 @@ def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     from chainfed.toolchain.export import export_bundle
     from chainfed.toolchain.export_settings import ExportSettings
 
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # else a failing test shows a thousand lines of it
     out = tmp_path_factory.mktemp("tiny") / "bundle"
     return export_bundle(
-        ExportSettings(
-            str(tiny_model), TINY_LABELS, out, seq_len=16, batch_size=4, adapter_dim=8, windows=(1, 2, 3)
-        )
+        ExportSettings(str(tiny_model), TINY_LABELS, out, seq_len=16, batch_size=4, adapter_dim=8, windows=(1, 2, 3))
     )
 
 
@@ -72,6 +72,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     for path, rows in ((data.train, 240), (data.test, 60)):
         path.write_text("".join(json.dumps(_row(number, generator)) + "\n" for number in range(rows)))
     return data
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """`make_model(folder, layers=3, seed=0)` writes a tiny BERT with its tokenizer and returns the folder."""
+    return make_tiny_model
 
 
 def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> Path:
@@ -104,9 +110,7 @@ def _make_tokenizer(vocabulary: Sequence[str], folder: Path) -> None:
     tokenizer = tokenizers.Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", numbers["[SEP]"]), ("[CLS]", numbers["[CLS]"])
-    )
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", numbers["[SEP]"]), ("[CLS]", numbers["[CLS]"]))
     tokenizer.add_special_tokens(_SPECIAL)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -116,8 +120,6 @@ def _make_tokenizer(vocabulary: Sequence[str], folder: Path) -> None:
 
 def _row(number: int, generator: random.Random) -> dict[str, str | int]:
     label = number % len(TINY_LABELS)
-    words = generator.choices(_TOPICS[TINY_LABELS[label]], k=3) + generator.choices(
-        _PLAIN, k=generator.randint(2, 6)
-    )
+    words = generator.choices(_TOPICS[TINY_LABELS[label]], k=3) + generator.choices(_PLAIN, k=generator.randint(2, 6))
     generator.shuffle(words)
     return {"text": " ".join(words), "label": label}

@@ -46,9 +46,7 @@ def test_wheel_leaves_the_namespace_open(wheel_names: set[str]) -> None:
     assert outside == set()
 
 
-def test_wheel_holds_every_source_file(
-    root: Path, wheel_names: set[str], repository_files: list[Path]
-) -> None:
+def test_wheel_holds_every_source_file(root: Path, wheel_names: set[str], repository_files: list[Path]) -> None:
     expected = {
         path.relative_to(root / folder).as_posix()
         for folder in ("protos", *SIDES)

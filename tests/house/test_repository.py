@@ -25,9 +25,7 @@ REGISTRY_HOSTS = [
         ("static", "crates", "io"),
     )
 ]
-MACHINE_PATH = re.compile(
-    r"(?<![\w.$}~-])/(?:" + "|".join(("work", "root", "home", "Users", "opt/wheels")) + r")/\w"
-)
+MACHINE_PATH = re.compile(r"(?<![\w.$}~-])/(?:" + "|".join(("work", "root", "home", "Users", "opt/wheels")) + r")/\w")
 
 
 @pytest.mark.parametrize("target", TARGETS)

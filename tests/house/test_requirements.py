@@ -49,11 +49,7 @@ def test_locks_answer_every_requirement(root: Path, pyproject: dict[str, Any]) -
     for name, requirements in wanted.items():
         lock = read_lock(root, name)
         for requirement in map(Requirement, requirements):
-            pinned = [
-                entry
-                for entry in lock
-                if canonicalize_name(entry.name) == canonicalize_name(requirement.name)
-            ]
+            pinned = [entry for entry in lock if canonicalize_name(entry.name) == canonicalize_name(requirement.name)]
             assert pinned, f"{name}.txt lacks {requirement}; run 'make requirements'"
             for entry in pinned:
                 version = str(entry.specifier).removeprefix("==")
@@ -72,15 +68,11 @@ def test_base_lock_serves_a_coordinator_without_torch(root: Path) -> None:
 
 def test_build_requirements_are_pinned_among_the_dev_packages(pyproject: dict[str, Any]) -> None:
     """The editable install builds without isolation, so what it builds with must be installed already."""
-    assert set(pyproject["build-system"]["requires"]) <= set(
-        pyproject["project"]["optional-dependencies"]["dev"]
-    )
+    assert set(pyproject["build-system"]["requires"]) <= set(pyproject["project"]["optional-dependencies"]["dev"])
 
 
 def test_extras_agree_on_torch_and_executorch(pyproject: dict[str, Any]) -> None:
     extras = pyproject["project"]["optional-dependencies"]
     for name in ("torch", "executorch"):
-        pins = {
-            entry for extra in ("toolchain", "harness") for entry in extras[extra] if entry.startswith(name)
-        }
+        pins = {entry for extra in ("toolchain", "harness") for entry in extras[extra] if entry.startswith(name)}
         assert len(pins) == 1

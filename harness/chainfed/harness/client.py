@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 OnRetry = Callable[[str], None]
 
 CALL_SECONDS = 30.0
+_CHECK_IN_SECONDS = 15.0  # The coordinator holds a check-in until there is work, well within this deadline.
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 3.0
 _OPTIONS = (
@@ -98,7 +99,7 @@ class Coordinator:
             num_train_examples=num_train,
             num_test_examples=num_test,
         )
-        return self.attempt(lambda: self.stub.CheckIn(request, timeout=CALL_SECONDS))
+        return self.attempt(lambda: self.stub.CheckIn(request, timeout=_CHECK_IN_SECONDS))
 
     def submit_profile(self, assignment_id: str, num_examples: int, scores: tuple[float, ...], data: bytes) -> None:
         """Hands in FOAT's scores and statistics (safetensors bytes)."""

@@ -22,7 +22,7 @@ from chainfed.harness.partition import PartitionSpec
 from chainfed.toolchain.end_to_end import EndToEndMemory, measure_end_to_end
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
-from chainfed.toolchain.merge import merge_model
+from chainfed.toolchain.merge import merge_bundle
 from chainfed.v1 import run_service_pb2 as pb
 
 _DEVICES = 8
@@ -136,7 +136,7 @@ def run_demo(task: DemoTask, folder: Path, say: Console, on_export: Callable[[st
         emulation = emulate(_emulation(task, folder), narrator.tell)
     say.print("\n[bold]4. The tuned model as a Hugging Face folder[/]")
     merged = folder / "model"
-    merge_model(bundle, emulation.adapters, merged)
+    merge_bundle(bundle, emulation.adapters, merged)
     plan = manifest.windows[emulation.window_size]
     device_bytes = emulation.device_peak_anon_mb * 1e6 + plan.file_bytes
     result = DemoResult(

@@ -7,6 +7,7 @@ which has imported it can be forked many times.
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import time
 from collections import Counter
@@ -122,6 +123,7 @@ def run_device(
     num_train = len(read_rows(settings.train_file))
     num_test = len(read_rows(settings.test_file)) if settings.test_file is not None else 0
     set_threads(settings.threads)
+    gc.freeze()  # What the imports made stays: collecting would walk and, in a fork, copy all of it every time.
     with DeviceStorage(settings.state_folder, settings.files_folder) as storage:
         key = storage.device_key(settings.device_key)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from chainfed.core.errors import BundleError
+from chainfed.core.errors import BundleError, ConflictError
 from chainfed.core.rpc import CHUNK_BYTES
 from chainfed.core.tensors import sha256_file
 from chainfed.harness.client import CALL_SECONDS, Coordinator
@@ -16,7 +17,7 @@ from chainfed.v1 import blob_pb2
 from chainfed.v1 import device_service_pb2 as pb
 
 _SLOWEST_BYTES_PER_SECOND = 50_000
-_READ_BYTES = 1 << 20
+_CONFLICTS = 3
 
 
 class BlobFolder:
@@ -104,6 +105,9 @@ def upload(
         response = coordinator.stub.SubmitUpdate(stream(state.received_bytes), timeout=_seconds_for(size))
         return bool(response.counted)
 
+    for _ in range(_CONFLICTS):
+        with contextlib.suppress(ConflictError):  # The coordinator has less than it said, or a newer attempt took over.
+            return coordinator.attempt(submit, lambda: sent), sent
     return coordinator.attempt(submit, lambda: sent), sent
 
 

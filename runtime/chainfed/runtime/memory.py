@@ -12,25 +12,39 @@ from pathlib import Path
 from types import TracebackType
 
 _INTERVAL_SECONDS = 0.005
+_M_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 1 << 20
 
 # Runs in a process of its own: a running program holds Python's lock, so a thread would see nothing until it is over.
+# Between two readings it takes the system's own high-water mark of all memory less the mapped files, and resets the
+# mark (by writing 5 to clear_refs): so it misses no peak, however short.
 _WATCH = """
-import select, sys
-path, interval, peak = sys.argv[1], float(sys.argv[2]), 0
+import os, re, select, sys
+folder, interval = sys.argv[1], float(sys.argv[2])
+status = os.open(folder + "/status", os.O_RDONLY)
+try:
+    reset = os.open(folder + "/clear_refs", os.O_WRONLY)
+except OSError:
+    reset = -1
+peak = before = 0
 while True:
+    asked = select.select([0], [], [], interval)[0]
     try:
-        with open(path) as file:
-            for line in file:
-                if line.startswith("RssAnon"):
-                    peak = max(peak, int(line.split()[1]) * 1024)
-    except OSError:
+        fields = dict(re.findall(rb"(VmHWM|RssAnon|RssFile|RssShmem):\\s+(\\d+)", os.pread(status, 8192, 0)))
+        anonymous, files = int(fields[b"RssAnon"]), int(fields[b"RssFile"]) + int(fields[b"RssShmem"])
+        if reset >= 0:
+            anonymous = max(anonymous, int(fields[b"VmHWM"]) - max(files, before))
+            os.write(reset, b"5")
+        before = files
+    except (OSError, KeyError):
         break
-    if select.select([sys.stdin], [], [], interval)[0]:
-        command = sys.stdin.readline()
+    peak = max(peak, anonymous * 1024)
+    if asked:
+        command = os.read(0, 1)
         if not command:
             break
-        print(peak, flush=True)
-        if command == "reset\\n":
+        os.write(1, b"%d\\n" % peak)
+        if command == b"r":
             peak = 0
 """
 
@@ -52,6 +66,16 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def return_large_blocks() -> None:
+    """Lets the allocator of this process give every block of 1 MiB and more back to the system when it is freed.
+
+    Left to itself glibc keeps ever larger blocks once one was freed, and then a program's workspace, which grows by
+    reallocation, leaves holes: the second program of a process took up to twice the memory of the first.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
 class PeakSampler:
     """The peak of this process's anonymous memory, read every 5 ms by a helper process while the context is open.
 
@@ -68,29 +92,28 @@ class PeakSampler:
     @property
     def peak_bytes(self) -> int:
         """Highest anonymous memory so far over `idle_bytes`; 0 or more."""
-        self._highest = max(self._highest, self._ask("peak"), anonymous_bytes())
+        self._highest = max(self._highest, self._ask("p"), anonymous_bytes())
         return max(0, self._highest - self.idle_bytes)
 
     def __enter__(self) -> PeakSampler:
         if anonymous_bytes() > 0:
-            status = f"/proc/{os.getpid()}/status"
             self._helper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _WATCH, status, str(self._interval)],
+                [sys.executable, "-I", "-S", "-c", _WATCH, f"/proc/{os.getpid()}", str(self._interval)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
             )
-            self._ask("peak")
+            self._ask("p")
         trim()
-        self._ask("reset")
+        self._ask("r")
         self.idle_bytes = self._highest = anonymous_bytes()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._highest = max(self._highest, self._ask("peak"))
+        self._highest = max(self._highest, self._ask("p"))
         helper, self._helper = self._helper, None
         if helper is not None and helper.stdin is not None and helper.stdout is not None:
             helper.stdin.close()
@@ -103,7 +126,7 @@ class PeakSampler:
         if helper is None or helper.stdin is None or helper.stdout is None:
             return 0
         try:
-            helper.stdin.write(command + "\n")
+            helper.stdin.write(command)
             helper.stdin.flush()
             return int(helper.stdout.readline())
         except (OSError, ValueError):

@@ -6,6 +6,7 @@ Importing this module starts no thread: ExecuTorch makes its pool at the first c
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +19,18 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import ProgramEntry, TensorSpec
+from chainfed.runtime.memory import return_large_blocks
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _METHOD = "forward"
 
 
 def set_threads(count: int) -> None:
-    """Gives ExecuTorch and torch `count` threads each in this process.
+    """Makes this process ready to run programs: `count` threads each for ExecuTorch and torch, large blocks given back.
 
     Call it after a fork and before the first program runs: a pool does not survive a fork.
     """
+    return_large_blocks()
     with _quiet_stderr():
         executorch_runtime._unsafe_reset_threadpool(count)
     torch.set_num_threads(count)
@@ -125,7 +128,8 @@ def _quiet_stderr() -> Iterator[None]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -21,7 +21,9 @@ def adapter(h: Tensor, down: Tensor, up: Tensor) -> Tensor:
     Returns:
         (..., D)
     """
-    return h + functional.gelu(functional.linear(h, down)) @ up
+    tokens = h.reshape(-1, h.shape[-1])
+    bottleneck = functional.gelu(functional.linear(tokens, down))
+    return (tokens + bottleneck @ up).reshape(h.shape)
 
 
 def auxiliary_branch(h: Tensor, down: Tensor, up: Tensor) -> Tensor:

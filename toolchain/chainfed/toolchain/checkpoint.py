@@ -85,9 +85,7 @@ class Checkpoint:
         except ModelError:
             raise
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(
-                f"the tokenizer in {self.folder} cannot be read ({error}); save it again."
-            ) from error
+            raise ModelError(f"the tokenizer in {self.folder} cannot be read ({error}); save it again.") from error
         if tokenizer.get_vocab_size() > self.family.vocab_size:
             raise ModelError(
                 f"the tokenizer in {self.folder} has {tokenizer.get_vocab_size()} tokens but the model "
@@ -117,9 +115,7 @@ class Checkpoint:
                 return self.family.embedding_keys(self._files.keys())
             return self.family.layer_keys(index, self._files.keys())
         except MissingWeightError as error:
-            raise ModelError(
-                f"{self.folder} is incomplete: {error}; download or save the model again."
-            ) from error
+            raise ModelError(f"{self.folder} is incomplete: {error}; download or save the model again.") from error
 
     def _read(self, keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         result: Tensors = {}
@@ -152,9 +148,7 @@ def locate_model(model: str) -> Path:
     if folder.exists():
         raise ModelError(f"{model} is a file, not a model folder; give the folder that holds {CONFIG_FILE}.")
     if not _HUB_NAME.fullmatch(model):
-        raise ModelError(
-            f"{model} does not exist; give a Hugging Face model folder or a model's name on the hub."
-        )
+        raise ModelError(f"{model} does not exist; give a Hugging Face model folder or a model's name on the hub.")
     import huggingface_hub
 
     try:
@@ -185,8 +179,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json_object(path)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(
-            f"{path} names no `model_type`, so this is no transformers model; give a Hugging Face model "
-            f"folder."
+            f"{path} names no `model_type`, so this is no transformers model; give a Hugging Face model folder."
         )
     return config
 
@@ -195,9 +188,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} is not readable JSON ({error}); download or save the model again."
-        ) from error
+        raise ModelError(f"{path} is not readable JSON ({error}); download or save the model again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is no JSON object; download or save the model again.")
     return value
@@ -212,9 +203,7 @@ def _family_of(folder: Path, config: Mapping[str, Any]) -> Family:
     try:
         return family_for(parse_model_config(config))
     except (UnsupportedModelError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{folder / CONFIG_FILE} describes a model that ChainFed cannot export: {error}."
-        ) from error
+        raise ModelError(f"{folder / CONFIG_FILE} describes a model that ChainFed cannot export: {error}.") from error
 
 
 def parse_model_config(config: Mapping[str, Any]) -> Any:

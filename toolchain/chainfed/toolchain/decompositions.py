@@ -16,23 +16,25 @@ from torch._decomp import core_aten_decompositions
 
 aten = torch.ops.aten
 
+_CORE: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+
 _TINY = 1e-30  # keeps gelu(x) / x defined at 0; too small to change any other x
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions, with ours in place of those that do badly on phones."""
-    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
-    table[aten.gelu_backward.default] = _gelu_backward
-    table[aten._softmax_backward_data.default] = _softmax_backward
-    table[aten.native_layer_norm_backward.default] = _layer_norm_backward
-    table[aten.empty_permuted.default] = _empty_permuted
-    return table
+    return _CORE | {
+        aten.gelu_backward.default: _gelu_backward,
+        aten._softmax_backward_data.default: _softmax_backward,
+        aten.native_layer_norm_backward.default: _layer_norm_backward,
+        aten.empty_permuted.default: _empty_permuted,
+    }
 
 
-def _gelu_backward(grad_output: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+def _gelu_backward(grad_output: Tensor, x: Tensor, *, approximate: str = "none") -> Any:
     """d gelu(x) = Phi(x) + x phi(x), where Phi(x), the normal distribution, is taken as gelu(x) / x."""
     if approximate != "none":
-        return NotImplemented
+        return _CORE[aten.gelu_backward.default](grad_output, x, approximate=approximate)
     nonzero = x + _TINY
     distribution = torch.nn.functional.gelu(nonzero) / nonzero
     density = (x * x * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))
@@ -53,11 +55,11 @@ def _layer_norm_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     output_mask: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Any:
     """Gradient for the input of a layer norm over the last dimension, whose weight and bias are frozen."""
-    del bias
-    if len(normalized_shape) != 1 or output_mask[1] or output_mask[2] or not output_mask[0]:
-        return NotImplemented
+    if len(normalized_shape) != 1 or list(output_mask) != [True, False, False]:
+        core = _CORE[aten.native_layer_norm_backward.default]
+        return core(grad_output, x, normalized_shape, mean, rstd, weight, bias, output_mask)
     scaled = grad_output if weight is None else grad_output * weight
     standardised = (x - mean) * rstd
     share = 1.0 / normalized_shape[0]

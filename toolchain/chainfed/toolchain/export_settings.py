@@ -66,18 +66,10 @@ def read_labels(given: str) -> tuple[str, ...]:
     else:
         labels = _read_label_file(Path(given))
     if len(labels) < 2:
-        raise BadInputError(
-            f"--labels {given} gives {len(labels)} labels, but a classifier needs at least 2."
-        )
-    repeated = (
-        sorted({label for label in labels if labels.count(label) > 1})
-        if len(set(labels)) < len(labels)
-        else []
-    )
+        raise BadInputError(f"--labels {given} gives {len(labels)} labels, but a classifier needs at least 2.")
+    repeated = sorted({label for label in labels if labels.count(label) > 1}) if len(set(labels)) < len(labels) else []
     if repeated:
-        raise BadInputError(
-            f"--labels {given} names {repeated[0]!r} more than once; give every label its own name."
-        )
+        raise BadInputError(f"--labels {given} names {repeated[0]!r} more than once; give every label its own name.")
     return tuple(labels)
 
 
@@ -153,8 +145,7 @@ def _default_pooling(family: Family) -> Pooling:
 def _read_label_file(path: Path) -> list[str]:
     if not path.is_file():
         raise BadInputError(
-            f"--labels {path} is neither a number nor a file; give the number of labels, or a file with "
-            f"their names."
+            f"--labels {path} is neither a number nor a file; give the number of labels, or a file with their names."
         )
     try:
         text = path.read_text(encoding="utf-8")

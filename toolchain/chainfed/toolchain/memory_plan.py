@@ -20,9 +20,7 @@ def tensor_bytes(specs: Iterable[TensorSpec]) -> int:
 
 def is_weight(spec: TensorSpec) -> bool:
     """Whether an input is a weight, frozen or trained: a device maps it from a file."""
-    return spec.name.startswith(WEIGHT_PREFIXES) or (
-        spec.name.startswith("window.") and ".layer." in spec.name
-    )
+    return spec.name.startswith(WEIGHT_PREFIXES) or (spec.name.startswith("window.") and ".layer." in spec.name)
 
 
 def is_state(spec: TensorSpec) -> bool:

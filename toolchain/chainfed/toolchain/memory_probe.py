@@ -36,8 +36,7 @@ def measure_peaks(programs: Mapping[str, tuple[Path, ProgramEntry]]) -> dict[str
     run.
     """
     request = {
-        name: {"path": str(path), "entry": entry.model_dump(mode="json")}
-        for name, (path, entry) in programs.items()
+        name: {"path": str(path), "entry": entry.model_dump(mode="json")} for name, (path, entry) in programs.items()
     }
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     finished = subprocess.run(

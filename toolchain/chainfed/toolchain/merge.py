@@ -34,7 +34,7 @@ A {model_type} text classifier with {labels} labels, fine-tuned with ChainFed.
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True)
 batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")
 print(model.config.id2label[model(**batch).logits.argmax().item()])
@@ -104,9 +104,7 @@ def _write_weights(bundle: Bundle, base_config: Mapping[str, Any], state: Tensor
     """Writes `model.safetensors` and returns where the base model keeps its layers."""
     family = family_for(parse_model_config(base_config))
     if family.num_layers != bundle.manifest.model.num_layers:
-        raise BundleError(
-            f"{bundle.folder}: {CONFIG_FILE} and the manifest disagree on the layers; export it again."
-        )
+        raise BundleError(f"{bundle.folder}: {CONFIG_FILE} and the manifest disagree on the layers; export it again.")
     keys = _base_model_keys(base_config)
     layers_path = _layers_path(family, keys)
     sources: dict[str, TensorSource] = {}

@@ -17,9 +17,7 @@ def read_model_state(bundle: Bundle, adapters: Path | None) -> Tensors:
     """
     path = bundle.path(ADAPTERS_FILE) if adapters is None else adapters
     if not path.is_file():
-        raise BadInputError(
-            f"{path} does not exist; give the adapters file of a run (`chainfed run checkpoint`)."
-        )
+        raise BadInputError(f"{path} does not exist; give the adapters file of a run (`chainfed run checkpoint`).")
     state = decode(path.read_bytes(), str(path))
     check_shapes(state, bundle.manifest.state_shapes(), str(path))
     return state

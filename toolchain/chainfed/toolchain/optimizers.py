@@ -60,9 +60,7 @@ def decays(name: str) -> bool:
     return not name.endswith("bias")
 
 
-def state_shapes(
-    settings: OptimizerSettings, parameters: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
+def state_shapes(settings: OptimizerSettings, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the optimiser state for parameters of these shapes; a fresh state is all zeros.
 
     AdamW keeps ``step`` (a scalar count), ``m.<name>`` and ``v.<name>``; SGD keeps nothing.
@@ -74,14 +72,13 @@ def state_shapes(
     return {"step": (), **first, **second}
 
 
-def clip_by_global_norm(gradients: Mapping[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:
-    """Scale all gradients down together if their common norm exceeds ``max_norm``."""
+def clip_scale(gradients: Mapping[str, Tensor], max_norm: float | None) -> Tensor | float:
+    """The factor, at most 1, that brings the common norm of all gradients down to ``max_norm``: () or 1."""
     if max_norm is None:
-        return dict(gradients)
+        return 1.0
     squares = [(gradient * gradient).sum() for gradient in gradients.values()]
     norm = functools.reduce(torch.add, squares).sqrt()
-    scale = (max_norm / (norm + _NORM_GUARD)).clamp(max=1.0)
-    return {name: gradient * scale for name, gradient in gradients.items()}
+    return (max_norm / (norm + _NORM_GUARD)).clamp(max=1.0)
 
 
 def optimizer_step(
@@ -103,35 +100,46 @@ def optimizer_step(
     Returns:
         The new parameters and the new state.
     """
-    gradients = clip_by_global_norm(gradients, settings.max_grad_norm)
+    scale = clip_scale(gradients, settings.max_grad_norm)
     if settings.name == "sgd":
-        directions, new_state = gradients, {}
+        moves = {name: gradient * (learning_rates[name] * scale) for name, gradient in gradients.items()}
+        new_state: dict[str, Tensor] = {}
     else:
-        directions, new_state = _adam_directions(settings, gradients, state)
+        moves, new_state = _adam_moves(settings, gradients, scale, state, learning_rates)
     updated = {}
     for name, parameter in parameters.items():
-        rate = learning_rates[name]
-        direction = directions[name]
         if settings.weight_decay and decays(name):
-            direction = direction + settings.weight_decay * parameter
-        updated[name] = parameter - rate * direction
+            parameter = parameter * (1.0 - learning_rates[name] * settings.weight_decay)
+        updated[name] = parameter - moves[name]
     return updated, new_state
 
 
-def _adam_directions(
-    settings: OptimizerSettings, gradients: Mapping[str, Tensor], state: Mapping[str, Tensor]
+def _adam_moves(
+    settings: OptimizerSettings,
+    gradients: Mapping[str, Tensor],
+    scale: Tensor | float,
+    state: Mapping[str, Tensor],
+    learning_rates: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Adam's direction for each parameter: m_hat / (sqrt(v_hat) + eps)."""
+    """How far Adam moves each parameter, lr * m_hat / (sqrt(v_hat) + eps), and the new moments.
+
+    All that does not depend on the parameter is folded into scalars, so that a tensor is passed over as few
+    times as can be.
+    """
     step = state["step"] + 1.0
     # expm1 keeps 1 - beta ** step exact to the last digits in the first steps, where it is small.
     correction1 = -torch.expm1(step * math.log(settings.beta1))
     correction2 = (-torch.expm1(step * math.log(settings.beta2))).sqrt()
-    directions: dict[str, Tensor] = {}
+    ratio = correction2 / correction1
+    eps = correction2 * settings.eps
+    share1 = scale * (1.0 - settings.beta1)
+    share2 = scale * scale * (1.0 - settings.beta2)
+    moves: dict[str, Tensor] = {}
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
     for name, gradient in gradients.items():
-        m = state[f"m.{name}"] * settings.beta1 + gradient * (1.0 - settings.beta1)
-        v = state[f"v.{name}"] * settings.beta2 + gradient * gradient * (1.0 - settings.beta2)
+        m = state[f"m.{name}"] * settings.beta1 + gradient * share1
+        v = state[f"v.{name}"] * settings.beta2 + (gradient * gradient) * share2
         first[f"m.{name}"], second[f"v.{name}"] = m, v
-        directions[name] = (m / correction1) / (v.sqrt() / correction2 + settings.eps)
-    return directions, {"step": step, **first, **second}
+        moves[name] = m / (v.sqrt() + eps) * (learning_rates[name] * ratio)
+    return moves, {"step": step, **first, **second}

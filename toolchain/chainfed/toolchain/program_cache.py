@@ -93,18 +93,17 @@ def _imported_modules(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {node.module} | {name for name in names if _is_module(name)}
+            found.add(node.module)
+            names = (alias.name for alias in node.names)
+            found |= {f"{node.module}.{name}" for name in names if _is_module(node.module, name)}
     return {name for name in found if name.startswith("chainfed.")}
 
 
-def _is_module(name: str) -> bool:
-    if not name.startswith("chainfed."):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def _is_module(package: str, name: str) -> bool:
+    """Whether `package` has a module of this name, without importing either."""
+    spec = importlib.util.find_spec(package) if package.startswith("chainfed.") else None
+    places = (spec.submodule_search_locations or []) if spec is not None else []
+    return any(Path(place, f"{name}.py").is_file() or Path(place, name, "__init__.py").is_file() for place in places)
 
 
 def _checksum(facts: Mapping[str, Any], payload: bytes) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from chainfed.core.manifest import ProgramEntry, TensorSpec
 from chainfed.toolchain import steps
-from chainfed.toolchain.lowering import lower
 from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, content_key, package_versions, source_digest
@@ -68,9 +68,7 @@ class ProgramWriter:
         keys = {name: self._memory_key(name) for name in measured_programs(self._settings)}
         peaks = {name: peak for name, key in keys.items() if (peak := self._cached_peak(key)) is not None}
         missing = {
-            name: (self._folder.path(program_file(name)), self.entries[name])
-            for name in keys
-            if name not in peaks
+            name: (self._folder.path(program_file(name)), self.entries[name]) for name in keys if name not in peaks
         }
         if missing:
             measured = measure_peaks(missing)
@@ -83,15 +81,17 @@ class ProgramWriter:
         cached = self._cache.load(self._keys[name])
         if cached is not None and isinstance(cached[1].get("arena_bytes"), int):
             return cached[0], cached[1]["arena_bytes"]
-        lowered = lower(definition)
+        from chainfed.toolchain.lowering import lower  # takes seconds, and a cached program does not need it
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own insides
+            lowered = lower(definition)
         self._cache.store(self._keys[name], lowered.data, {"arena_bytes": lowered.arena_bytes})
         return lowered.data, lowered.arena_bytes
 
     def _memory_key(self, name: str) -> str:
         machine = [platform.system(), platform.machine()]
-        return content_key(
-            "memory", self._folder.files[program_file(name)].sha256, machine, source_digest(_MEASURING)
-        )
+        return content_key("memory", self._folder.files[program_file(name)].sha256, machine, source_digest(_MEASURING))
 
     def _cached_peak(self, key: str) -> int | None:
         cached = self._cache.load(key)
@@ -106,12 +106,22 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
         package_versions(*_PACKAGES),
         source_digest([*_LOWERING, type(family).__module__]),
         family.config.to_dict(),
-        [settings.pooling, settings.num_labels, vars(settings.optimizer)],
+        settings.pooling,
     ]
     return {
-        name: content_key(shared, name, _shapes(definition.inputs), _shapes(definition.outputs))
+        name: content_key(
+            shared,
+            vars(settings.optimizer) if _trains(definition) else None,
+            [name, _shapes(definition.inputs), _shapes(definition.outputs)],
+        )
         for name, definition in definitions.items()
     }
+
+
+def _trains(definition: ProgramDefinition) -> bool:
+    """Whether the optimiser is in the program: it gives back tensors that it takes, other than hidden states."""
+    taken = {spec.name for spec in definition.inputs} - {"h"}
+    return any(spec.name in taken for spec in definition.outputs)
 
 
 def _shapes(specs: tuple[steps.TensorSpec, ...]) -> list[list[Any]]:

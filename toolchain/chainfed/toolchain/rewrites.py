@@ -30,7 +30,6 @@ _VIEWS = {
 }
 _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default}
 _COPIES = {aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
-_IMPURE = {"placeholder", "output", "get_attr"}
 
 
 def rewrite(graph_module: GraphModule) -> GraphModule:
@@ -66,12 +65,12 @@ def compose_permutations(graph: Graph) -> int:
     """``permute(permute(x))`` -> one permute, or none if they cancel."""
     count = 0
     for node in _calls(graph, aten.permute_copy.default):
-        source, order = node.args
+        source, order = _args(node)
         if list(order) == sorted(order):
             _forward(node, source)
             count += 1
         elif _is_call(source, aten.permute_copy.default):
-            inner, inner_order = source.args
+            inner, inner_order = _args(source)
             _replace(node, aten.permute_copy.default, inner, [inner_order[axis] for axis in order])
             count += 1
     return count
@@ -81,7 +80,7 @@ def compose_views(graph: Graph) -> int:
     """``view(view(x))`` -> one view, or none if the shape is that of ``x``."""
     count = 0
     for node in _calls(graph, aten.view.default):
-        source = node.args[0]
+        (source, _) = _args(node)
         if _shape(node) == _shape(source):
             _forward(node, source)
             count += 1
@@ -99,10 +98,10 @@ def permute_before_merging_heads(graph: Graph) -> int:
     """
     count = 0
     for node in _calls(graph, aten.permute_copy.default):
-        view = node.args[0]
+        view, _ = _args(node)
         if not _is_permute(node, [0, 2, 1]) or not _is_call(view, aten.view.default):
             continue
-        split = view.args[0]
+        split, _ = _args(view)
         if not _is_call(split, aten.permute_copy.default) or not _merges_heads(_shape(split), _shape(view)):
             continue
         with graph.inserting_before(node):
@@ -120,17 +119,16 @@ def permute_after_splitting_heads(graph: Graph) -> int:
     """
     count = 0
     for node in _calls(graph, aten.permute_copy.default):
-        view = node.args[0]
+        view, order = _args(node)
         if not _is_call(view, aten.view.default) or not _is_permute(view.args[0], [0, 2, 1]):
             continue
-        swapped = view.args[0]
+        swapped, _ = _args(view)
         if not _merges_heads(_shape(view), _shape(swapped)):
             continue
         batch, heads, rows, columns = _shape(view)
         with graph.inserting_before(node):
             split = _call(graph, aten.view.default, swapped.args[0], [batch, heads, columns, rows])
-        order = [(0, 1, 3, 2)[axis] for axis in node.args[1]]
-        _replace(node, aten.permute_copy.default, split, order)
+        _replace(node, aten.permute_copy.default, split, [(0, 1, 3, 2)[axis] for axis in order])
         count += 1
     return count
 
@@ -143,7 +141,7 @@ def transpose_smaller_factor(graph: Graph) -> int:
     """
     count = 0
     for node in _calls(graph, aten.bmm.default):
-        left, right = node.args
+        left, right = _args(node)
         if not _is_permute(left, [0, 2, 1]):
             continue
         if left.meta["val"].numel() <= right.meta["val"].numel():
@@ -160,12 +158,12 @@ def products_with_transposed_right_side(graph: Graph) -> int:
     """``mm(x, W.T)`` and ``addmm(b, x, W.T)`` -> ``linear(x, W, b)``: XNNPACK takes W as it is stored."""
     count = 0
     for node in _calls(graph, aten.mm.default):
-        x, weight = node.args
+        x, weight = _args(node)
         if _is_permute(weight, [1, 0]):
             _replace(node, aten.linear.default, x, weight.args[0])
             count += 1
     for node in _calls(graph, aten.addmm.default):
-        bias, x, weight = node.args
+        bias, x, weight = _args(node)
         if _is_permute(weight, [1, 0]) and not node.kwargs and bias.meta["val"].dim() == 1:
             _replace(node, aten.linear.default, x, weight.args[0], bias)
             count += 1
@@ -207,8 +205,13 @@ def _is_call(node: Any, target: Any) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target is target
 
 
+def _args(node: Node) -> tuple[Any, ...]:
+    """A node's arguments, which torch types more broadly than is of use."""
+    return node.args
+
+
 def _is_permute(node: Any, order: list[int]) -> bool:
-    return _is_call(node, aten.permute_copy.default) and list(node.args[1]) == order
+    return _is_call(node, aten.permute_copy.default) and list(_args(node)[1]) == order
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -219,9 +222,9 @@ def _permutation(node: Node) -> list[int]:
     """The order of dimensions that a transpose of any kind stands for."""
     rank = len(_shape(node))
     if node.target is aten.permute.default:
-        return [axis % rank for axis in node.args[1]]
+        return [axis % rank for axis in _args(node)[1]]
     order = list(range(rank))
-    first, second = (0, rank - 1) if node.target is aten.t.default else node.args[1:3]
+    first, second = (0, rank - 1) if node.target is aten.t.default else _args(node)[1:3]
     order[first], order[second] = order[second], order[first]
     return order
 

@@ -19,9 +19,7 @@ from chainfed.toolchain.losses import Pooling
 @click.command(epilog="Example: chainfed export ./bert-base --labels labels.json --out ./bundle --seq-len 64")
 @click.argument("model")
 @click.option("--task", type=click.Choice(["classification"]), default="classification", show_default=True)
-@click.option(
-    "--labels", required=True, metavar="N|FILE", help="Number of labels, or a file that names them."
-)
+@click.option("--labels", required=True, metavar="N|FILE", help="Number of labels, or a file that names them.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--seq-len", default=128, show_default=True, help="Tokens in a row; longer texts are cut.")
 @click.option("--batch-size", default=8, show_default=True, help="Rows in a batch.")
@@ -32,9 +30,7 @@ from chainfed.toolchain.losses import Pooling
     help="Window sizes to support, such as 1,2,3 (the default, as far as it fits).",
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option(
-    "--pooling", type=click.Choice(["mean", "cls"]), help="How tokens become features.  [default: by model]"
-)
+@click.option("--pooling", type=click.Choice(["mean", "cls"]), help="How tokens become features.  [default: by model]")
 @click.option("--seed", default=0, show_default=True, help="Seed of the initial adapters and heads.")
 @click.option("--force", is_flag=True, help="Replace the bundle that lies at --out.")
 @json_option

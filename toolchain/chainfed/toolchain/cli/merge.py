@@ -14,9 +14,7 @@ from chainfed.toolchain.merge import merge_bundle
 
 @click.command(epilog="Example: chainfed merge ./bundle --adapters run/adapters.safetensors --out ./tuned")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--adapters", required=True, type=click.Path(path_type=Path), help="The tuned adapters of a run."
-)
+@click.option("--adapters", required=True, type=click.Path(path_type=Path), help="The tuned adapters of a run.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--force", is_flag=True, help="Replace the merged model that lies at --out.")
 @json_option

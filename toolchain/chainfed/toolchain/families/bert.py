@@ -107,8 +107,10 @@ class BertFamily:
 
     def reference_embeddings(self) -> nn.Module:
         """``BertEmbeddings`` with real storage, for the eager reference."""
-        return BertEmbeddings(self.config).eval()
+        module: nn.Module = BertEmbeddings(self.config)
+        return module.eval()
 
     def reference_layer(self) -> nn.Module:
         """``BertLayer`` with real storage, for the eager reference."""
-        return BertLayer(self.config).eval()
+        module: nn.Module = BertLayer(self.config)
+        return module.eval()

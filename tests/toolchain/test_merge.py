@@ -1,0 +1,156 @@
+"""The merged folder loads with transformers alone and gives the logits of the programs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chainfed.core.errors import BadInputError, BundleError
+from chainfed.core.examples import read_examples
+from chainfed.core.manifest import Bundle, layer_file
+from chainfed.core.tensors import Tensors, encode
+from chainfed.runtime.prediction import predict
+from chainfed.toolchain.evaluate import evaluate_bundle
+from chainfed.toolchain.merge import MODEL_CODE, classifier_of, merge_bundle
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensors, Path]:
+    """A model state in which everything differs from the start, and its file."""
+    generator = np.random.default_rng(3)
+    shapes = tiny_bundle.manifest.state_shapes()
+    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
+    state |= {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}
+    path = tmp_path_factory.mktemp("tuned") / "adapters.safetensors"
+    path.write_bytes(encode(state))
+    return state, path
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_bundle: Bundle, tuned: tuple[Tensors, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The merged folder."""
+    return merge_bundle(tiny_bundle, tuned[1], tmp_path_factory.mktemp("merged") / "model")
+
+
+@pytest.fixture
+def loaded(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The tokenizer and the model, as transformers loads them."""
+    import transformers
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(merged, trust_remote_code=True)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(merged, trust_remote_code=True)
+    return tokenizer, model
+
+
+def test_logits_accuracy_and_loss_are_those_of_the_programs(
+    tiny_bundle: Bundle, tuned: tuple[Tensors, Path], loaded: tuple[Any, Any], tiny_data: Any
+) -> None:
+    tokenizer, model = loaded
+    examples = read_examples(tiny_data.test, tiny_bundle.manifest.task.labels)
+    batch = tokenizer([example.text for example in examples], truncation=True, padding=True, return_tensors="pt")
+    labels = torch.tensor([example.label for example in examples])
+    with torch.no_grad():
+        output = model(**batch, labels=labels)
+    programs = predict(tiny_bundle, tuned[0], examples)
+    assert float(np.abs(output.logits.numpy() - programs.logits).max()) < 1e-4
+    evaluation = evaluate_bundle(tiny_bundle, tiny_data.test, tuned[1])
+    assert evaluation.examples == len(examples) == 60
+    assert evaluation.loss == pytest.approx(output.loss.item(), abs=1e-5)
+    assert round(evaluation.accuracy * 60) == int((output.logits.argmax(dim=1) == labels).sum())
+
+
+def test_the_model_is_a_whole_transformers_model(loaded: tuple[Any, Any], tiny_bundle: Bundle, tmp_path: Path) -> None:
+    tokenizer, model = loaded
+    assert model.config.id2label == dict(enumerate(tiny_bundle.manifest.task.labels))
+    assert tokenizer.model_max_length == 16
+    assert tokenizer.mask_token == "[MASK]"
+    batch = tokenizer(["a cat"], return_tensors="pt")
+    as_tuple = model(**batch, return_dict=False)
+    assert torch.equal(as_tuple[0], model(**batch).logits)
+    assert torch.equal(model(input_ids=batch["input_ids"]).logits, model(**batch).logits)
+    model.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+def test_the_loss_trains_the_merged_model(loaded: tuple[Any, Any]) -> None:
+    tokenizer, model = loaded
+    batch = tokenizer(["a cat"], return_tensors="pt")
+    model(**batch, labels=torch.tensor([1])).loss.backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "adapter" in name)
+
+
+def test_the_code_in_the_folder_needs_no_chainfed(merged: Path) -> None:
+    for name in MODEL_CODE:
+        tree = ast.parse((merged / name).read_text())
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert {str(module).split(".")[0] for module in imported} <= {"__future__", "typing", "torch", "transformers"}
+
+
+def test_cls_pooling_is_carried_over(tiny_bundle: Bundle, merged: Path) -> None:
+    config = json.loads((merged / "config.json").read_text())
+    assert config["pooling"] == tiny_bundle.manifest.task.pooling == "mean"
+    assert config["layers_path"] == "encoder.layer"
+
+
+def test_the_standardisation_folds_into_the_classifier(tuned: tuple[Tensors, Path]) -> None:
+    state = tuned[0]
+    features = np.random.default_rng(0).normal(size=(5, 32))
+    standardised = (features - state["statistics.2.mean"]) * state["statistics.2.rstd"]
+    expected = standardised @ state["heads.2.weight"].T + state["heads.2.bias"]
+    weight, bias = classifier_of(state, 2)
+    assert np.allclose(features @ weight.T + bias, expected, atol=1e-5)
+
+
+def test_adapters_of_another_model_or_label_set_are_refused(
+    tiny_bundle: Bundle, tuned: tuple[Tensors, Path], tmp_path: Path
+) -> None:
+    state = tuned[0]
+    other_labels = {name: tensor[:2] if name.startswith("heads.") else tensor for name, tensor in state.items()}
+    fewer_layers = {name: tensor for name, tensor in state.items() if ".2." not in name}
+    for wrong, sentence in (
+        (other_labels, "another model, adapter size or label set"),
+        (fewer_layers, "lacks adapters.2.down"),
+    ):
+        (tmp_path / "wrong").write_bytes(encode(wrong))
+        with pytest.raises(BundleError, match=sentence):
+            merge_bundle(tiny_bundle, tmp_path / "wrong", tmp_path / "out")
+    (tmp_path / "wrong").write_bytes(b"nonsense")
+    with pytest.raises(BundleError, match="is not a readable safetensors file"):
+        merge_bundle(tiny_bundle, tmp_path / "wrong", tmp_path / "out")
+    with pytest.raises(BadInputError, match="does not exist"):
+        merge_bundle(tiny_bundle, tmp_path / "nothing", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_bundle_is_not_merged(tiny_bundle: Bundle, tuned: tuple[Tensors, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "bundle"))
+    path = folder / layer_file(1)
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(BundleError, match="does not have the SHA-256"):
+        merge_bundle(Bundle(folder), tuned[1], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_replaced_only_when_it_was_merged(
+    tiny_bundle: Bundle, tuned: tuple[Tensors, Path], tmp_path: Path
+) -> None:
+    merge_bundle(tiny_bundle, tuned[1], tmp_path / "out")
+    with pytest.raises(BadInputError, match="exists already"):
+        merge_bundle(tiny_bundle, tuned[1], tmp_path / "out")
+    merge_bundle(tiny_bundle, tuned[1], tmp_path / "out", force=True)
+    with pytest.raises(BadInputError, match="is not replaced"):
+        merge_bundle(tiny_bundle, tuned[1], tiny_bundle.folder, force=True)

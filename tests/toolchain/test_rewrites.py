@@ -1,0 +1,107 @@
+"""Graph rewrites: the values stay, the copies go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from chainfed.toolchain.decompositions import decomposition_table
+from chainfed.toolchain.rewrites import rewrite
+from chainfed.toolchain.steps import build_programs
+
+aten = torch.ops.aten
+
+
+def _rewritten(function: Callable[..., Any], *tensors: Tensor) -> tuple[GraphModule, Counter[Any]]:
+    """The rewritten graph, which must give what the function gives, and how often it calls each operator."""
+    tracer = make_fx(function, decomposition_table=decomposition_table(), tracing_mode="fake")
+    graph_module = rewrite(tracer(*tensors))
+    torch.testing.assert_close(graph_module(*tensors), function(*tensors), atol=1e-5, rtol=1e-5)
+    return graph_module, Counter(node.target for node in graph_module.graph.nodes if node.op == "call_function")
+
+
+def test_two_transposes_cancel() -> None:
+    _, calls = _rewritten(lambda x: x.t().t() + x.transpose(0, 1).permute(1, 0), torch.randn(3, 4))
+    assert calls == {aten.add.Tensor: 1}
+
+
+def test_transposes_compose() -> None:
+    _, calls = _rewritten(lambda x: x.transpose(1, 2).permute(0, 1, 3, 2).contiguous(), torch.randn(2, 3, 4, 5))
+    assert calls == {aten.permute_copy.default: 1}
+
+
+def test_reshapes_compose() -> None:
+    _, calls = _rewritten(lambda x: x.view(6, 4).unsqueeze(0).reshape(2, 3, 4) * 2, torch.randn(2, 3, 4))
+    assert calls == {aten.mul.Tensor: 1}
+
+
+def test_products_take_a_weight_as_it_is_stored() -> None:
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias) + x @ weight.t()
+
+    _, calls = _rewritten(linear, torch.randn(5, 4), torch.randn(3, 4), torch.randn(3))
+    assert calls == {aten.linear.default: 2, aten.add.Tensor: 1}
+
+
+def test_a_transposed_input_is_not_mistaken_for_a_weight() -> None:
+    _, calls = _rewritten(lambda x, y: x.t() @ y, torch.randn(5, 4), torch.randn(5, 3))
+    assert calls == {aten.permute_copy.default: 1, aten.mm.default: 1}
+
+
+def test_equal_expressions_are_computed_once() -> None:
+    _, calls = _rewritten(lambda x: (1.0 - x) * 2 + (1.0 - x) * 2.0, torch.randn(3))
+    assert calls[aten.sub.Tensor] == 1
+
+
+@pytest.mark.parametrize(("seq", "width"), [(8, 4), (4, 8)], ids=["long", "short"])
+def test_attention_backward_never_copies_the_larger_matrix(seq: int, width: int) -> None:
+    """Of (S, S) probabilities and (S, d) values, only the smaller ones are transposed."""
+    heads = 3
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        def loss(tensors: list[Tensor]) -> Tensor:
+            q, k, v = (tensor.view(2, seq, heads, width).transpose(1, 2) for tensor in tensors)
+            mixed = torch.softmax(q @ k.transpose(2, 3), dim=-1) @ v
+            return (mixed.transpose(1, 2).reshape(2, seq, -1) ** 2).sum()
+
+        return torch.func.grad(loss)([query, key, value])
+
+    graph_module, _ = _rewritten(attention, *(torch.randn(2, seq, heads * width) for _ in range(3)))
+    permutes = [node for node in graph_module.graph.nodes if node.target is aten.permute_copy.default]
+    largest = max(node.meta["val"].numel() for node in permutes)
+    assert largest == 2 * heads * seq * min(seq, width)
+    assert not [node for node in graph_module.graph.nodes if node.target is aten.clone.default]
+
+
+def test_gelu_backward_needs_no_erf() -> None:
+    x = torch.tensor([-30.0, -3.0, -1e-3, -1e-30, 0.0, 1e-20, 0.5, 4.0, 30.0], dtype=torch.float32)
+
+    def slope(values: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: torch.nn.functional.gelu(y).sum())(values)
+
+    _, calls = _rewritten(slope, torch.randn(64))
+    assert aten.erf.default not in calls
+    table = decomposition_table()
+    ours = table[aten.gelu_backward.default](torch.ones_like(x), x)
+    torch.testing.assert_close(ours, slope(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["block", "window_q1", "window_q2"])
+def test_whole_programs_keep_their_values(name: str, make_settings: Any, make_inputs: Any, difference: Any) -> None:
+    program = build_programs(make_settings(layers=2))[name]
+    tracer = make_fx(program.function, decomposition_table=decomposition_table(), tracing_mode="fake")
+    graph_module = rewrite(tracer(*program.example_inputs()))
+    inputs = make_inputs(program)
+    outputs = graph_module(*(inputs[spec.name] for spec in program.inputs))
+    named = {spec.name: output for spec, output in zip(program.outputs, outputs, strict=True)}
+    assert difference(named, program.compute(inputs)) < 1e-5
+    weights = {node for node in graph_module.graph.nodes if node.op == "placeholder"}
+    permuted = [node for node in graph_module.graph.nodes if node.target is aten.permute_copy.default]
+    assert not [node for node in permuted if node.args[0] in weights], "a weight is copied to be transposed"

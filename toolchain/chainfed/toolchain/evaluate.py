@@ -1,0 +1,46 @@
+"""Accuracy and loss of a bundle with given adapters on labelled texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chainfed.core.examples import read_examples
+from chainfed.core.manifest import Bundle
+from chainfed.runtime.prediction import predict
+from chainfed.toolchain.model_state import read_model_state
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Share of examples classified rightly, mean cross-entropy in nats, and how many examples there were."""
+
+    accuracy: float
+    loss: float
+    examples: int
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    data: Path,
+    adapters: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Classifies every text of a file with the bundle's own programs, layer by layer, and the final head.
+
+    Args:
+        bundle: the programs and the frozen weights.
+        data: JSON lines with `text` and `label`, optionally gzipped.
+        adapters: the model state of a run; None for the bundle's initial one.
+        on_progress: called with how many layers are done and how many there are.
+
+    Raises:
+        BadInputError: a file is absent, or a row or label is unusable.
+        BundleError: the bundle is damaged, or the adapters are of another model or label set.
+        NotFiniteError: a logit is not finite.
+    """
+    state = read_model_state(bundle, adapters)
+    examples = read_examples(data, bundle.manifest.task.labels)
+    prediction = predict(bundle, state, examples, on_progress)
+    return Evaluation(prediction.correct / len(examples), prediction.loss_sum / len(examples), len(examples))
