@@ -84,7 +84,11 @@ def test_every_command_helps_with_an_example(command: str, capsys: pytest.Captur
     ("arguments", "error", "sentence"),
     [
         (("--labels", "labels.json"), BadInputError, "--labels labels.json is neither a number nor a file"),
-        (("--labels", "3", "--seq-len", "16", "--windows", "1,4"), BadInputError, "has 3 layers, so a window size lies between 1 and 3"),
+        (
+            ("--labels", "3", "--seq-len", "16", "--windows", "1,4"),
+            BadInputError,
+            "has 3 layers, so a window size lies between 1 and 3",
+        ),
         (("--labels", "3", "--windows", "one"), BadInputError, "--windows 'one' is no list of numbers"),
         (("--labels", "3", "--seq-len", "64"), ModelError, "has 32 positions, fewer than --seq-len 64"),
     ],

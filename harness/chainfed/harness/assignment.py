@@ -121,6 +121,8 @@ def compute(
 def _run(work: Work, assignment: pb.Assignment) -> Outcome:
     kind = task_kind(assignment)
     if kind == PROFILE:
+        if len(work.data) < 2:
+            raise StopWork(pb.ABANDON_REASON_NO_EXAMPLES, "Profiling needs two examples, the device has one.")
         return profile(work, assignment.profile)
     if kind == WARMUP:
         return warm_up(work, assignment.warmup)

@@ -231,7 +231,7 @@ class _Device:
         except MemoryBudgetError as error:
             self._abandon(assignment, pb.ABANDON_REASON_MEMORY, str(error))
         except _REFUSALS as error:
-            self._abandon(assignment, pb.ABANDON_REASON_INTERNAL, f"The result was refused: {error}")
+            self._abandon(assignment, pb.ABANDON_REASON_INTERNAL, f"The coordinator refused: {error}")
         except BundleError as error:
             self._abandon(assignment, pb.ABANDON_REASON_BAD_BUNDLE, str(error))
             raise

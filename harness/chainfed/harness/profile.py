@@ -10,51 +10,44 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from chainfed.core.errors import BadInputError, NotFiniteError
+from chainfed.core.errors import NotFiniteError
 from chainfed.core.order import SplitMix64, sample
 from chainfed.core.tensors import FloatArray
 from chainfed.harness.chain import Chain, KeptDepth
 from chainfed.harness.cka import Centred, Tokens, centre, linear_cka, squared_cross_norm
 from chainfed.harness.data import TokenData
 from chainfed.harness.hidden import HiddenView
-from chainfed.harness.mapped import MappedFile
 from chainfed.harness.outcome import ProfileOutcome, write_tensors
-from chainfed.harness.tasks import Work
+from chainfed.harness.tasks import FeatureFile, Work
 from chainfed.v1 import device_service_pb2 as pb
 
 
 def profile(work: Work, task: pb.ProfileTask) -> ProfileOutcome:
     """Scores each layer by token-level linear CKA (Eq. 3) with the embedding output; takes its features' statistics.
 
-    Only real tokens count, over at most `max_examples` examples drawn with the assignment's seed. Raises BadInputError
-    when there are fewer than two examples, NotFiniteError when a score or a statistic is not finite.
+    Only real tokens count, over at most `max_examples` examples drawn with the assignment's seed. Raises
+    NotFiniteError when a score or a statistic is not finite.
     """
-    if len(work.data) < 2 or task.max_examples < 2:
-        raise BadInputError("Profiling needs at least two examples; give the device more data.")
     rows = sample(range(len(work.data)), task.max_examples, SplitMix64(work.seed))
     data = work.data.select(rows)
-    manifest = work.bundle.manifest
-    num_layers, width, size = manifest.model.num_layers, manifest.model.hidden_size, manifest.shapes.batch_size
-    padded = data.num_batches * size
-    file = MappedFile(work.journal.path("features"), num_layers * padded * width * 4)
-    features = file.tensor(0, (num_layers, padded, width))
+    sampled = replace(work, data=data)
+    num_layers = work.bundle.manifest.model.num_layers
     kept = KeptDepth(0, work.journal.path("embedding_output"), data.num_batches)
-    with work.bundle.program("pool") as pool:
-
-        def keep_features(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
-            if depth > 0:
-                pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
-                features[depth - 1, batch * size : (batch + 1) * size].copy_(pooled)
-
-        chain = Chain(work.bundle, work.state, data, work.journal, kept, keep_features, work.checkpoint)
-        with closing(chain):
-            scores = _scores(replace(work, data=data), chain, num_layers)
     statistics: dict[str, FloatArray] = {}
-    for layer in range(num_layers):
-        values = features[layer, : len(data)].numpy().astype(np.float64)
-        statistics[f"statistics.{layer}.mean"] = values.mean(axis=0).astype(np.float32)
-        statistics[f"statistics.{layer}.variance"] = values.var(axis=0).astype(np.float32)
-    file.close()
+    with closing(FeatureFile(sampled, num_layers)) as file:
+        with work.bundle.program("pool") as pool:
+
+            def keep(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
+                if depth > 0:
+                    pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
+                    file.put(depth - 1, batch, pooled)
+
+            with closing(Chain(work.bundle, work.state, data, work.journal, kept, keep, work.checkpoint)) as chain:
+                scores = _scores(sampled, chain, num_layers)
+        for layer in range(num_layers):
+            values = file.layer(layer)[: len(data)].numpy().astype(np.float64)
+            statistics[f"statistics.{layer}.mean"] = values.mean(axis=0).astype(np.float32)
+            statistics[f"statistics.{layer}.variance"] = values.var(axis=0).astype(np.float32)
     return ProfileOutcome(len(data), tuple(scores), write_tensors(work.journal, statistics))
 
 

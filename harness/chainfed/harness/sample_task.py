@@ -136,6 +136,6 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
     tokenizer.train_from_iterator(
         texts, WordPieceTrainer(vocab_size=1000, special_tokens=_SPECIAL, show_progress=False)
     )
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = BertProcessing(*ends)
+    sep, cls = ((token, _SPECIAL.index(token)) for token in ("[SEP]", "[CLS]"))  # special tokens come first
+    tokenizer.post_processor = BertProcessing(sep, cls)
     return tokenizer

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,6 +27,7 @@ from chainfed.harness.outcome import EvaluationOutcome, UpdateOutcome, write_ten
 from chainfed.harness.training import auxiliary_adapters, changes, run_steps, window_parameters
 from chainfed.runtime.feeds import head_feed, statistics_feed, take
 from chainfed.runtime.memory import trim
+from chainfed.runtime.shards import Shard
 from chainfed.v1 import device_service_pb2 as pb
 
 _WINDOW_MEASURES = ("loss", "local_loss", "global_loss", "correct")
@@ -65,6 +67,31 @@ class Work:
         }
 
 
+class FeatureFile:
+    """Pooled features of some layers in a mapped file: for each of them (batches x batch size, hidden) float32."""
+
+    def __init__(self, work: Work, num_layers: int) -> None:
+        """Opens or makes the file of an assignment. Raises OSError when the disk has no room."""
+        self._size = work.data.batch_size
+        width = work.bundle.manifest.model.hidden_size
+        shape = (num_layers, work.data.num_batches * self._size, width)
+        self._file = MappedFile(work.journal.path("features"), math.prod(shape) * 4)
+        self._features = self._file.tensor(0, shape)
+
+    def put(self, index: int, batch: int, features: torch.Tensor) -> None:
+        """Keeps the features of one batch of the layer at `index`: (batch, hidden)."""
+        self._features[index, batch * self._size : (batch + 1) * self._size].copy_(features)
+
+    def layer(self, index: int) -> torch.Tensor:
+        """The features of all rows, padding included: a view."""
+        return self._features[index]
+
+    def close(self) -> None:
+        """Ends the mapping."""
+        self._features = torch.empty(0)
+        self._file.close()
+
+
 def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
     """Trains the adapters of a window, its local head and the final head (Sec. 4.2, 4.3; Eq. 2)."""
     num_layers = work.bundle.manifest.model.num_layers
@@ -79,24 +106,12 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
         chain.advance_to(task.first_layer)
         work.checkpoint(f"window {task.first_layer} to {end}")
         hidden = chain.view(task.first_layer)
-        shards = [work.bundle.layer(task.first_layer + index) for index in range(task.window_size)]
-        constant = {
-            f"window.{index}.layer.{name}": tensor
-            for index, shard in enumerate(shards)
-            for name, tensor in shard.tensors.items()
-        }
-        last_layer = task.global_branch_statistics == pb.GLOBAL_BRANCH_STATISTICS_LAST_LAYER
-        constant |= auxiliary_adapters(work.state, end, task.window_size, num_layers)
-        constant |= statistics_feed(work.state, end, "local_")
-        constant |= statistics_feed(work.state, num_layers - 1 if last_layer else end, "final_")
-        constant |= _scalars(
-            adapter_lr=task.adapter_lr,
-            head_lr=task.head_lr,
-            final_head_lr=0.0 if final else task.final_head_lr,
-            global_loss_weight=0.0 if final else task.global_loss_weight,
-        )
         buffer = torch.empty(hidden.file.shape.batch)
-        with work.bundle.program(window_program(task.window_size)) as program:
+        with ExitStack() as mapped, work.bundle.program(window_program(task.window_size)) as program:
+            shards = [work.bundle.layer(task.first_layer + index) for index in range(task.window_size)]
+            for shard in shards:
+                mapped.enter_context(shard)
+            constant = _window_constants(work, task, shards, end, final)
             trained, measured = run_steps(
                 "window",
                 program,
@@ -108,12 +123,9 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
                 work.journal,
                 work.checkpoint,
             )
-        constant.clear()
-        for shard in shards:
-            shard.close()
-    kept_names = _trained_names(names, final, task.final_head_lr > 0)
-    delta = changes(trained, work.state, kept_names)
-    sha256 = write_tensors(work.journal, {name: tensor.numpy() for name, tensor in delta.items()})
+            constant.clear()
+    if final or task.final_head_lr == 0:
+        names = {source: target for source, target in names.items() if ".final_head." not in source}
     loss, local_loss, global_loss, correct = (sum(values) for values in zip(*measured, strict=True))
     return UpdateOutcome(
         num_examples=len(work.data),
@@ -122,58 +134,38 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
         local_loss=local_loss / len(steps),
         global_loss=global_loss / len(steps),
         accuracy=correct / (len(work.data) * task.local_epochs),
-        tensors_sha256=sha256,
+        tensors_sha256=_write(work, changes(trained, work.state, names)),
     )
 
 
 def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
     """Trains the heads of some layers on pooled features; the layers and adapters stay as they are."""
-    manifest = work.bundle.manifest
     layers = list(task.head_layers)
-    if not layers or max(layers) >= manifest.model.num_layers:
+    if not layers or max(layers) >= work.bundle.manifest.model.num_layers:
         raise BundleError(f"The heads to train, {layers}, are not within the bundle's layers.")
-    shape = (work.data.num_batches * manifest.shapes.batch_size, manifest.model.hidden_size)
-    places = {layer: index * math.prod(shape) * 4 for index, layer in enumerate(layers)}
-    file = MappedFile(work.journal.path("features"), len(layers) * math.prod(shape) * 4)
-    features = {layer: file.tensor(place, shape) for layer, place in places.items()}
-    kept = work.kept_up_to(min(layers))
-    with work.bundle.program("pool") as pool:
-
-        def keep_features(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
-            if depth - 1 in features:
-                rows = slice(batch * manifest.shapes.batch_size, (batch + 1) * manifest.shapes.batch_size)
-                pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
-                features[depth - 1][rows].copy_(pooled)
-
-        chain = Chain(work.bundle, work.state, work.data, work.journal, kept, keep_features, work.checkpoint)
-        with closing(chain):
-            chain.advance_to(max(layers) + 1)
-    trim()
     measured: list[list[float]] = []
-    delta: dict[str, torch.Tensor] = {}
+    update: dict[str, torch.Tensor] = {}
     steps = work.steps(task.local_epochs)
-    with work.bundle.program("head") as program:
-        for layer in layers:
-            work.checkpoint(f"head {layer}")
-            feed = head_feed(work.state, layer)
-            initial = {name: feed.pop(name) for name in ("head.weight", "head.bias")}
-            trained, values = run_steps(
-                f"head.{layer}",
-                program,
-                initial,
-                steps,
-                feed | _scalars(head_lr=task.head_lr),
-                lambda rows, source=features[layer]: _head_batch(work, source, rows),  # type: ignore[misc]
-                _HEAD_MEASURES,
-                work.journal,
-                work.checkpoint,
-            )
-            measured += values
-            weight, bias = head_names(layer)
-            delta |= changes(trained, work.state, {"head.weight": weight, "head.bias": bias})
-    features.clear()
-    file.close()
-    sha256 = write_tensors(work.journal, {name: tensor.numpy() for name, tensor in delta.items()})
+    with closing(FeatureFile(work, len(layers))) as file:
+        _pool_layers(work, layers, file)
+        with work.bundle.program("head") as program:
+            for index, layer in enumerate(layers):
+                work.checkpoint(f"head {layer}")
+                feed = head_feed(work.state, layer)
+                trained, values = run_steps(
+                    f"head.{layer}",
+                    program,
+                    {name: feed.pop(name) for name in ("head.weight", "head.bias")},
+                    steps,
+                    feed | _scalars(head_lr=task.head_lr),
+                    partial(_head_batch, work, file.layer(index)),
+                    _HEAD_MEASURES,
+                    work.journal,
+                    work.checkpoint,
+                )
+                measured += values
+                weight, bias = head_names(layer)
+                update |= changes(trained, work.state, {"head.weight": weight, "head.bias": bias})
     loss, correct = (sum(values) for values in zip(*measured, strict=True))
     return UpdateOutcome(
         num_examples=len(work.data),
@@ -182,7 +174,7 @@ def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
         local_loss=loss / len(measured),
         global_loss=0.0,
         accuracy=correct / (len(work.data) * task.local_epochs * len(layers)),
-        tensors_sha256=sha256,
+        tensors_sha256=_write(work, update),
     )
 
 
@@ -215,11 +207,41 @@ def evaluate(work: Work) -> EvaluationOutcome:
     )
 
 
-def _trained_names(names: Mapping[str, str], final: bool, with_final_head: bool) -> dict[str, str]:
-    """Without the final head where the task does not train it, or trains it in the local head's place."""
-    if final or not with_final_head:
-        return {source: target for source, target in names.items() if ".final_head." not in source}
-    return dict(names)
+def _pool_layers(work: Work, layers: Sequence[int], file: FeatureFile) -> None:
+    """Runs the chain to the last of `layers` and keeps the pooled features of each of them."""
+    with work.bundle.program("pool") as pool:
+
+        def keep(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
+            if depth - 1 in layers:
+                pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
+                file.put(layers.index(depth - 1), batch, pooled)
+
+        kept = work.kept_up_to(min(layers))
+        with closing(Chain(work.bundle, work.state, work.data, work.journal, kept, keep, work.checkpoint)) as chain:
+            chain.advance_to(max(layers) + 1)
+    trim()
+
+
+def _window_constants(
+    work: Work, task: pb.TrainTask, shards: Sequence[Shard], end: int, final: bool
+) -> dict[str, torch.Tensor]:
+    """The inputs of a window's program that are the same in every step."""
+    num_layers = work.bundle.manifest.model.num_layers
+    constant = {
+        f"window.{index}.layer.{name}": tensor
+        for index, shard in enumerate(shards)
+        for name, tensor in shard.tensors.items()
+    }
+    last_layer = task.global_branch_statistics == pb.GLOBAL_BRANCH_STATISTICS_LAST_LAYER
+    constant |= auxiliary_adapters(work.state, end, task.window_size, num_layers)
+    constant |= statistics_feed(work.state, end, "local_")
+    constant |= statistics_feed(work.state, num_layers - 1 if last_layer else end, "final_")
+    return constant | _scalars(
+        adapter_lr=task.adapter_lr,
+        head_lr=task.head_lr,
+        final_head_lr=0.0 if final else task.final_head_lr,
+        global_loss_weight=0.0 if final else task.global_loss_weight,
+    )
 
 
 def _window_batch(work: Work, hidden: HiddenView, buffer: torch.Tensor, rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -233,6 +255,10 @@ def _window_batch(work: Work, hidden: HiddenView, buffer: torch.Tensor, rows: Se
 def _head_batch(work: Work, features: torch.Tensor, rows: Sequence[int]) -> dict[str, torch.Tensor]:
     padded = pad(rows, work.bundle.manifest.shapes.batch_size)
     return {"features": features[padded]} | work.labelled(rows, 1.0 / len(rows))
+
+
+def _write(work: Work, tensors: Mapping[str, torch.Tensor]) -> str:
+    return write_tensors(work.journal, {name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def _scalars(**values: float) -> dict[str, torch.Tensor]:

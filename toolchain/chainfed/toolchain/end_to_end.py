@@ -89,7 +89,7 @@ def _train(model: Path, batch_size: int, seq_len: int, bottleneck: int, num_labe
         labels = torch.randint(0, num_labels, (batch_size,))
         pooled = encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
         optimizer.zero_grad()
-        functional.cross_entropy(head(pooled), labels).backward()
+        functional.cross_entropy(head(pooled), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
