@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +72,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     for path, rows in ((data.train, 240), (data.test, 60)):
         path.write_text("".join(json.dumps(_row(number, generator)) + "\n" for number in range(rows)))
     return data
-
-
-@pytest.fixture(scope="session")
-def make_model() -> Callable[..., Path]:
-    """`make_model(folder, layers=3, seed=0)` writes a tiny BERT with its tokenizer and returns the folder."""
-    return make_tiny_model
 
 
 def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> Path:

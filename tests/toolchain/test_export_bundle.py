@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def no_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the cache should have had this")
 
-    monkeypatch.setattr("chainfed.toolchain.lowering.lower", refuse)
+    monkeypatch.setitem(sys.modules, "chainfed.toolchain.lowering", types.SimpleNamespace(lower=refuse))
     monkeypatch.setattr(program_files, "measure_peaks", refuse)
 
 

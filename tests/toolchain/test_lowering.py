@@ -20,13 +20,14 @@ SLOW = pytest.mark.slow
 
 MAX_GRAD_NORM = 0.05
 
+# Optimiser, window size, layers of the model: a window of all layers has no auxiliary branch.
 WINDOWS = [
-    pytest.param(("adamw", 1), id="adamw-q1"),
-    pytest.param(("sgd", 2), id="sgd-q2"),
-    pytest.param(("sgd", 1), id="sgd-q1", marks=SLOW),
-    pytest.param(("adamw", 2), id="adamw-q2", marks=SLOW),
-    pytest.param(("sgd", 3), id="sgd-q3", marks=SLOW),
-    pytest.param(("adamw", 3), id="adamw-q3", marks=SLOW),
+    pytest.param(("adamw", 1, 2), id="adamw-q1"),
+    pytest.param(("sgd", 2, 2), id="sgd-q2-of-2"),
+    pytest.param(("sgd", 1, 3), id="sgd-q1", marks=SLOW),
+    pytest.param(("adamw", 2, 3), id="adamw-q2", marks=SLOW),
+    pytest.param(("sgd", 3, 4), id="sgd-q3", marks=SLOW),
+    pytest.param(("adamw", 3, 3), id="adamw-q3-of-3", marks=SLOW),
 ]
 
 
@@ -45,8 +46,8 @@ def small(settings: ProgramSettings, lowered: Callable[..., Any]) -> dict[str, A
 @pytest.fixture(scope="module", params=WINDOWS)
 def window(request: pytest.FixtureRequest, make_settings: Any, lowered: Any) -> tuple[Any, Reference]:
     """A training step and its oracle, for one optimiser and one window size."""
-    optimizer, size = request.param
-    settings = make_settings(optimizer, max_grad_norm=MAX_GRAD_NORM)
+    optimizer, size, layers = request.param
+    settings = make_settings(optimizer, layers=layers, max_grad_norm=MAX_GRAD_NORM)
     return lowered(build_programs(settings)[f"window_q{size}"]), Reference(settings)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -100,10 +99,15 @@ def test_the_code_in_the_folder_needs_no_chainfed(merged: Path) -> None:
         assert {str(module).split(".")[0] for module in imported} <= {"__future__", "typing", "torch", "transformers"}
 
 
-def test_cls_pooling_is_carried_over(tiny_bundle: Bundle, merged: Path) -> None:
-    config = json.loads((merged / "config.json").read_text())
-    assert config["pooling"] == tiny_bundle.manifest.task.pooling == "mean"
-    assert config["layers_path"] == "encoder.layer"
+def test_the_merged_model_pools_as_it_was_tuned(loaded: tuple[Any, Any]) -> None:
+    tokenizer, model = loaded
+    assert model.config.pooling == "mean"
+    batch = tokenizer(["a cat", "the old engine and the pump"], padding=True, return_tensors="pt")
+    hidden = model.model(**batch).last_hidden_state
+    first_row = hidden[0, : int(batch["attention_mask"][0].sum())].mean(dim=0)
+    assert torch.allclose(model(**batch).logits[0], model.classifier(first_row), atol=1e-6)
+    model.config.pooling = "cls"
+    assert torch.allclose(model(**batch).logits, model.classifier(hidden[:, 0]), atol=1e-6)
 
 
 def test_the_standardisation_folds_into_the_classifier(tuned: tuple[Tensors, Path]) -> None:

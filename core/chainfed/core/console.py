@@ -15,8 +15,8 @@ from rich.table import Table
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
 
 
 def json_option(function: Function) -> Function:

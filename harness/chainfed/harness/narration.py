@@ -67,7 +67,7 @@ class Narrator:
             self._say(f"run {state}: {event.state_changed.reason}")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(line, markup=False)
 
     def _profiled(self, profiled: pb.Profiled) -> None:
         scores = "  ".join(f"{number}:{score:.2f}" for number, score in enumerate(profiled.scores))

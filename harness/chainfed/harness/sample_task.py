@@ -21,6 +21,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertModel
+from transformers.utils.logging import disable_progress_bar
 
 LABELS = ("restaurant", "workshop", "library", "garden")
 
@@ -107,7 +108,9 @@ def make_sample_task(folder: Path, *, num_train: int, num_test: int, seed: int) 
         intermediate_size=512,
         max_position_embeddings=64,
         pad_token_id=0,
+        initializer_range=0.06,  # so that layers differ as those of a trained model do
     )
+    disable_progress_bar()
     BertModel(config, add_pooling_layer=False).save_pretrained(task.model)
     tokenizer.save(str(task.model / "tokenizer.json"))
     return task

@@ -1,8 +1,7 @@
 """Measuring what a program allocates at run time, in processes of their own that hold nothing else.
 
-`measure_peaks` starts `python -m chainfed.toolchain.memory_probe`, which loads the runtime once and then
-forks for each program, so that every program is measured from the same clean, idle state, as a device runs
-it.
+`measure_peaks` starts `python -m chainfed.toolchain.memory_probe`, which loads the runtime once and then forks for each
+program, so that every program is measured from the same clean, idle state, as a device runs it.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ from chainfed.runtime.memory import PeakSampler
 from chainfed.runtime.program import Program, set_threads
 from chainfed.toolchain.memory_plan import is_mapped, tensor_bytes
 
-# The peak is short (a runtime that grows its workspace holds the old one beside the new), so it is looked for often.
-_FORKS = 4
-_STEPS = 2
-_SAMPLING_SECONDS = 0.002
+_STEPS = 3
+_FORKS = 2  # the larger of the two counts: how much the allocator gives back differs a little from process to process
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
@@ -61,17 +58,17 @@ def measure_peaks(programs: Mapping[str, tuple[Path, ProgramEntry]]) -> dict[str
 
 def probe(name: str, path: Path, entry: ProgramEntry) -> int:
     """Runs a program a few steps as a device would; returns this process's peak anonymous bytes over idle."""
+    set_threads(1)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         specs = [spec for spec in entry.inputs if is_mapped(name, spec)]
         mapped = {spec.name: _map_tensor(Path(folder) / str(index), spec) for index, spec in enumerate(specs)}
-        with PeakSampler(_SAMPLING_SECONDS) as sampler:
+        with PeakSampler() as sampler:
             program = Program(path, entry)
             own = {
                 spec.name: torch.ones(spec.shape, dtype=_DTYPES[spec.dtype])
                 for spec in entry.inputs
                 if spec.name not in mapped
             }
-            set_threads(1)
             for _ in range(_STEPS):
                 outputs = program.run(own | mapped, clone_outputs=False)
                 for output, tensor in outputs.items():

@@ -30,7 +30,7 @@ def command(model: Path | None, data: Path | None, folder: Path | None, as_json:
     run_folder = new_run_folder(folder)
     task = find_task(run_folder, model, data)
     source = "a random-weight encoder and generated texts, made on the spot" if task.made_up else f"{task.model}"
-    err.print(f"[bold]ChainFed demo[/] on {source}", soft_wrap=True)
+    err.print(f"[bold]ChainFed demo[/] on {source}")
     result = run_demo(task, run_folder, err)
     if as_json:
         print_json(result.as_json())
