@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from chainfed.harness.device import DeviceEvent, DeviceReport
 
 _EPILOG = (
-    "Example: chainfed device --coordinator 127.0.0.1:7447 --state device-1 --data train.jsonl --test-data test.jsonl"
+    "Example: chainfed device --coordinator 127.0.0.1:7700 --state device-1 --data train.jsonl --test-data test.jsonl"
 )
 
 
