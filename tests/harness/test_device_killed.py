@@ -20,19 +20,6 @@ from chainfed.v1 import run_service_pb2 as pb
 DEVICES = 3
 
 
-def be_device(address: str, folder: Path, number: int) -> None:
-    """The whole life of one device process."""
-    run_device(
-        DeviceSettings(
-            address,
-            folder / f"device-{number}",
-            folder / f"train-{number}.jsonl",
-            folder / f"test-{number}.jsonl",
-            device_key=f"device {number}",
-        )
-    )
-
-
 class Fleet:
     """Device processes, some of which are killed and started again until `stop`."""
 
@@ -45,7 +32,14 @@ class Fleet:
         self.processes = [self.start(number) for number in range(DEVICES)]
 
     def start(self, number: int) -> Any:
-        process = self.context.Process(target=be_device, args=(self.address, self.folder, number))
+        settings = DeviceSettings(
+            self.address,
+            self.folder / f"device-{number}",
+            self.folder / f"train-{number}.jsonl",
+            self.folder / f"test-{number}.jsonl",
+            device_key=f"device {number}",
+        )
+        process = self.context.Process(target=run_device, args=(settings,))
         process.start()
         return process
 
