@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_a_learning_rate_of_zero_freezes_its_group(make_settings: Any, make_inpu
         updated = program.compute(inputs)
         for name in (spec.name for spec in program.inputs if spec.name.startswith("trainable.")):
             assert torch.equal(updated[name], inputs[name]) == name.startswith(prefix), name
+
+
+def test_definitions_can_be_sent_to_another_process(make_settings: Any, make_inputs: Any, difference: Any) -> None:
+    for program in build_programs(make_settings(layers=2)).values():
+        received = pickle.loads(pickle.dumps(program))
+        inputs = make_inputs(program)
+        assert difference(received.compute(inputs), program.compute(inputs)) == 0.0
 
 
 def test_a_row_without_tokens_pools_to_zero(make_settings: Any) -> None:

@@ -4,6 +4,7 @@ own packages."""
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -76,7 +77,11 @@ def chainfed() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command and exits with its code; every expected failure is one sentence on standard error."""
+    """Runs the command and exits with its code; every expected failure is one sentence on standard error.
+
+    SIGTERM interrupts as Ctrl-C does, so that what a command started ends with it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(arguments))
 
 

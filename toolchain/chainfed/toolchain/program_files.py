@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from chainfed.core.manifest import ProgramEntry, TensorSpec
 from chainfed.toolchain import steps
 from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.new_folder import NewFolder
+from chainfed.toolchain.parallel_lowering import lower_programs
 from chainfed.toolchain.program_cache import ProgramCache, content_key, package_versions, source_digest
 from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings, build_programs
 
@@ -50,17 +50,21 @@ class ProgramWriter:
         return len(self._definitions) + 1
 
     def write(self, report: Report) -> None:
-        """Lowers each program, or takes it from the cache, and fills `entries`."""
-        for name, definition in self._definitions.items():
-            report(f"program {name}")
-            data, arena_bytes = self._program(name, definition)
-            self._folder.write(program_file(name), data)
-            self.entries[name] = ProgramEntry(
-                file=program_file(name),
-                inputs=tuple(_entry_spec(spec) for spec in definition.inputs),
-                outputs=tuple(_entry_spec(spec) for spec in definition.outputs),
-                arena_bytes=arena_bytes,
-            )
+        """Takes each program from the cache or lowers it, and fills `entries`."""
+        missing = []
+        for name, key in self._keys.items():
+            cached = self._cache.load(key)
+            if cached is not None and isinstance(cached[1].get("arena_bytes"), int):
+                report(f"program {name}")
+                self._write(name, cached[0], cached[1]["arena_bytes"])
+            else:
+                missing.append(name)
+        lowered = lower_programs(self._settings, missing)
+        for number in range(1, len(missing) + 1):
+            report(f"program {number} of {len(missing)} that are new")
+            name, data, arena_bytes = next(lowered)
+            self._cache.store(self._keys[name], data, {"arena_bytes": arena_bytes})
+            self._write(name, data, arena_bytes)
 
     def measure(self, report: Report) -> dict[str, int]:
         """Peak anonymous bytes of every program of a training round; to be called after `write`."""
@@ -77,17 +81,15 @@ class ProgramWriter:
             peaks |= measured
         return peaks
 
-    def _program(self, name: str, definition: ProgramDefinition) -> tuple[bytes, int]:
-        cached = self._cache.load(self._keys[name])
-        if cached is not None and isinstance(cached[1].get("arena_bytes"), int):
-            return cached[0], cached[1]["arena_bytes"]
-        from chainfed.toolchain.lowering import lower  # takes seconds, and a cached program does not need it
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about its own insides
-            lowered = lower(definition)
-        self._cache.store(self._keys[name], lowered.data, {"arena_bytes": lowered.arena_bytes})
-        return lowered.data, lowered.arena_bytes
+    def _write(self, name: str, data: bytes, arena_bytes: int) -> None:
+        definition = self._definitions[name]
+        self._folder.write(program_file(name), data)
+        self.entries[name] = ProgramEntry(
+            file=program_file(name),
+            inputs=tuple(_entry_spec(spec) for spec in definition.inputs),
+            outputs=tuple(_entry_spec(spec) for spec in definition.outputs),
+            arena_bytes=arena_bytes,
+        )
 
     def _memory_key(self, name: str) -> str:
         machine = [platform.system(), platform.machine()]

@@ -92,7 +92,7 @@ class ProgramSettings:
 
 @dataclass(frozen=True)
 class ProgramDefinition:
-    """A pure function with named, typed, ordered inputs and outputs.
+    """A pure function with named, typed, ordered inputs and outputs; it can be sent to another process.
 
     Attributes:
         name: the program's name in a bundle, such as ``window_q2``.
@@ -126,60 +126,33 @@ def build_programs(settings: ProgramSettings) -> dict[str, ProgramDefinition]:
 
 def embed_program(settings: ProgramSettings) -> ProgramDefinition:
     """Token ids -> first hidden states."""
-    family = settings.family
-
-    def compute(tensors: Named) -> Named:
-        weights = _below(tensors, "embeddings.")
-        return {"h": family.embed(weights, tensors["input_ids"], tensors["mask"])}
-
     rows = (settings.batch_size, settings.seq_len)
-    inputs = (TensorSpec("input_ids", rows, "int64"), TensorSpec("mask", rows))
-    weights = _specs("embeddings.", family.embedding_shapes)
-    return ProgramDefinition("embed", inputs + weights, (_hidden(settings),), compute)
+    tokens = (TensorSpec("input_ids", rows, "int64"), TensorSpec("mask", rows))
+    inputs = tokens + _specs("embeddings.", settings.family.embedding_shapes)
+    return ProgramDefinition("embed", inputs, (_hidden(settings),), partial(_embed, settings))
 
 
 def block_program(settings: ProgramSettings) -> ProgramDefinition:
     """Hidden states -> hidden states: one frozen layer and its adapter."""
-    family = settings.family
-
-    def compute(tensors: Named) -> Named:
-        hidden = family.layer(_below(tensors, "layer."), tensors["h"], tensors["mask"])
-        return {"h": adapter(hidden, tensors["adapter.down"], tensors["adapter.up"])}
-
-    bottleneck = (settings.adapter_dim, family.hidden_size)
-    inputs = _hidden_and_mask(settings) + _specs("layer.", family.layer_shapes)
+    bottleneck = (settings.adapter_dim, settings.family.hidden_size)
+    inputs = _hidden_and_mask(settings) + _specs("layer.", settings.family.layer_shapes)
     inputs += _specs("adapter.", {"down": bottleneck, "up": bottleneck})
-    return ProgramDefinition("block", inputs, (_hidden(settings),), compute)
+    return ProgramDefinition("block", inputs, (_hidden(settings),), partial(_block, settings))
 
 
 def pool_program(settings: ProgramSettings) -> ProgramDefinition:
     """Hidden states -> one feature vector for each row."""
-
-    def compute(tensors: Named) -> Named:
-        return {"features": pool(tensors["h"], tensors["mask"], settings.pooling)}
-
     features = TensorSpec("features", (settings.batch_size, settings.family.hidden_size))
-    return ProgramDefinition("pool", _hidden_and_mask(settings), (features,), compute)
+    return ProgramDefinition("pool", _hidden_and_mask(settings), (features,), partial(_pool, settings))
 
 
 def score_program(settings: ProgramSettings) -> ProgramDefinition:
     """Last hidden states and labels -> summed loss, correct count and logits."""
-
-    def compute(tensors: Named) -> Named:
-        features = pool(tensors["h"], tensors["mask"], settings.pooling)
-        head = (tensors["head.weight"], tensors["head.bias"], tensors["mean"], tensors["rstd"])
-        logits = head_logits(features, *head)
-        batch = (tensors["labels"], tensors["sample_weights"])
-        return {
-            "loss_sum": weighted_cross_entropy(logits, *batch),
-            "correct": correct_count(logits, *batch),
-            "logits": logits,
-        }
-
     inputs = _hidden_and_mask(settings) + _specs("head.", _head_shapes(settings))
     inputs += _statistics(settings, "mean", "rstd") + _batch(settings)
     logits = TensorSpec("logits", (settings.batch_size, settings.num_labels))
-    return ProgramDefinition("score", inputs, (*_scalars("loss_sum", "correct"), logits), compute)
+    outputs = (*_scalars("loss_sum", "correct"), logits)
+    return ProgramDefinition("score", inputs, outputs, partial(_score, settings))
 
 
 def head_program(settings: ProgramSettings) -> ProgramDefinition:
@@ -215,13 +188,37 @@ def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefini
     return ProgramDefinition(f"window_q{window_size}", inputs, outputs, compute)
 
 
+def _embed(settings: ProgramSettings, tensors: Named) -> Named:
+    weights = _below(tensors, "embeddings.")
+    return {"h": settings.family.embed(weights, tensors["input_ids"], tensors["mask"])}
+
+
+def _block(settings: ProgramSettings, tensors: Named) -> Named:
+    hidden = settings.family.layer(_below(tensors, "layer."), tensors["h"], tensors["mask"])
+    return {"h": adapter(hidden, tensors["adapter.down"], tensors["adapter.up"])}
+
+
+def _pool(settings: ProgramSettings, tensors: Named) -> Named:
+    return {"features": pool(tensors["h"], tensors["mask"], settings.pooling)}
+
+
+def _score(settings: ProgramSettings, tensors: Named) -> Named:
+    features = pool(tensors["h"], tensors["mask"], settings.pooling)
+    logits = head_logits(features, *_head(tensors, "head"), tensors["mean"], tensors["rstd"])
+    batch = (tensors["labels"], tensors["sample_weights"])
+    return {
+        "loss_sum": weighted_cross_entropy(logits, *batch),
+        "correct": correct_count(logits, *batch),
+        "logits": logits,
+    }
+
+
 def _head_step(settings: ProgramSettings, tensors: Named) -> Named:
     parameters = {name: tensors[name] for name in ("head.weight", "head.bias")}
     batch = (tensors["labels"], tensors["sample_weights"])
 
     def objective(trainable: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        head = (trainable["head.weight"], trainable["head.bias"], tensors["mean"], tensors["rstd"])
-        logits = head_logits(tensors["features"], *head)
+        logits = head_logits(tensors["features"], *_head(trainable, "head"), tensors["mean"], tensors["rstd"])
         return weighted_cross_entropy(logits, *batch), correct_count(logits, *batch)
 
     gradients, (loss, correct) = torch.func.grad_and_value(objective, has_aux=True)(parameters)
@@ -282,8 +279,8 @@ def _learning_rate(parameter: str) -> str:
     return {"window": "adapter_lr", "local_head": "head_lr", "final_head": "final_head_lr"}[parameter.split(".")[0]]
 
 
-def _head(trainable: Named, name: str) -> tuple[Tensor, Tensor]:
-    return trainable[f"{name}.weight"], trainable[f"{name}.bias"]
+def _head(tensors: Named, name: str) -> tuple[Tensor, Tensor]:
+    return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
 
 
 def _below(tensors: Named, prefix: str) -> dict[str, Tensor]:
