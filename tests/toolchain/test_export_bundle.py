@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +34,15 @@ def settings(tiny_bundle: Bundle, tiny_model: Path, tmp_path: Path) -> ExportSet
 def no_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes lowering and measuring fail: whatever is exported must come from the cache."""
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("the cache should have had this")
+    def lower_nothing(_: object, names: Sequence[str]) -> Iterator[None]:
+        assert not names, "the cache should have had these"
+        return iter(())
 
-    monkeypatch.setitem(sys.modules, "chainfed.toolchain.lowering", types.SimpleNamespace(lower=refuse))
-    monkeypatch.setattr(program_files, "measure_peaks", refuse)
+    def measure_nothing(programs: Mapping[str, object]) -> None:
+        raise AssertionError(f"the cache should have had the memory of {', '.join(programs)}")
+
+    monkeypatch.setattr(program_files, "lower_programs", lower_nothing)
+    monkeypatch.setattr(program_files, "measure_peaks", measure_nothing)
 
 
 def test_the_bundle_is_complete_and_its_hashes_hold(tiny_bundle: Bundle) -> None:
