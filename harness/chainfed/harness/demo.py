@@ -100,7 +100,7 @@ def find_task(folder: Path, model: Path | None, data: Path | None) -> DemoTask:
     from chainfed.harness.sample_task import LABELS, make_sample_task
 
     made = make_sample_task(folder / "made", num_train=_MADE_TRAIN, num_test=_MADE_TEST, seed=0)
-    return DemoTask(made.model, made.train, made.test, LABELS, seq_len=32, rounds=8, made_up=True)
+    return DemoTask(made.model, made.train, made.test, LABELS, seq_len=32, rounds=12, made_up=True)
 
 
 def run_demo(task: DemoTask, folder: Path, say: Console) -> DemoResult:

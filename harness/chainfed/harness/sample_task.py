@@ -74,7 +74,7 @@ _SHARED_WORDS = [
     "wait",
     "time",
 ]
-_OWN_SHARE = 0.16
+_OWN_SHARE = 0.25
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -117,7 +117,7 @@ def make_sample_task(folder: Path, *, num_train: int, num_test: int, seed: int) 
 
 
 def _rows(generator: random.Random, count: int) -> Iterator[dict[str, object]]:
-    """Texts of 12 to 24 words, about one word in six from the label's own list."""
+    """Texts of 12 to 24 words, about one word in four from the label's own list."""
     for number in range(count):
         label = number % len(LABELS)
         own = _OWN_WORDS[LABELS[label]]
