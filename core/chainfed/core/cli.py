@@ -4,6 +4,7 @@ own packages."""
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SIGTERM interrupts as Ctrl-C does, so that what a command started ends with it.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines would stand before the sentence
     sys.exit(run(arguments))
 
 

@@ -134,7 +134,7 @@ def run_demo(task: DemoTask, folder: Path, say: Console) -> DemoResult:
         f"\n[bold]3. Federation: {_DEVICES} emulated phones, {_PER_ROUND} a round, texts dealt unevenly "
         f"(Dirichlet 1.0)[/]"
     )
-    with Narrator(say, task.rounds) as narrator:
+    with Narrator(task.rounds) as narrator:
         emulation = emulate(_emulation(task, folder), narrator.tell)
     say.print("\n[bold]4. The tuned model as a Hugging Face folder[/]")
     merged = folder / "model"

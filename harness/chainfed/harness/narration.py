@@ -5,10 +5,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from chainfed.core.console import megabytes
+from chainfed.core.console import megabytes, progress
 from chainfed.v1 import run_service_pb2 as pb
 
 _WORK = {
@@ -19,21 +16,10 @@ _WORK = {
 
 
 class Narrator:
-    """Receives a run's events (`tell`) and writes them to `console`; shows a progress bar where that is a terminal."""
+    """Writes a run's events (`tell`) to standard error, with a progress bar where that is a terminal."""
 
-    def __init__(self, console: Console, rounds: int) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+    def __init__(self, rounds: int) -> None:
+        self._progress = progress()
         self._task = self._progress.add_task("starting", total=rounds)
         self._accuracy = "-"
         self._bytes_up = 0
@@ -67,7 +53,7 @@ class Narrator:
             self._say(f"run {state}: {event.state_changed.reason}")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        err.print(line, markup=False)
 
     def _profiled(self, profiled: pb.Profiled) -> None:
         scores = "  ".join(f"{number}:{score:.2f}" for number, score in enumerate(profiled.scores))

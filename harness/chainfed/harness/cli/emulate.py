@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from chainfed.core.console import err, json_option, megabytes, out, print_json, table
+from chainfed.core.console import json_option, megabytes, out, print_json, table
 from chainfed.core.errors import BadInputError
 from chainfed.harness.emulate import EmulationResult, EmulationSettings, emulate, parse_memory_budgets
 from chainfed.harness.narration import Narrator
@@ -126,7 +126,7 @@ def command(
         seed=seed,
         config=config,
     )
-    with Narrator(err, rounds) as narrator:
+    with Narrator(rounds) as narrator:
         result = emulate(settings, narrator.tell)
     if as_json:
         print_json(result.as_json())
