@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from chainfed.core.console import megabytes, progress
+from chainfed.core.console import err, megabytes, progress
 from chainfed.v1 import run_service_pb2 as pb
 
 _WORK = {

@@ -43,7 +43,7 @@ class Checkpoint:
         """Raises ModelError when it is no model, has no family, or its weights are no safetensors."""
         self.folder = folder
         self.config = _read_config(folder)
-        self.family = _family_of(folder, self.config)
+        self.family = family_of(folder, self.config)
         self._files = _weight_files(folder)
 
     def embeddings(self) -> Tensors:
@@ -194,7 +194,8 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _family_of(folder: Path, config: Mapping[str, Any]) -> Family:
+def family_of(folder: Path, config: Mapping[str, Any]) -> Family:
+    """The family of the model that a folder's `config.json` describes. Raises ModelError when there is none."""
     if config["model_type"] not in supported_model_types():
         raise ModelError(
             f"{folder} holds a model of type {config['model_type']!r}, which ChainFed cannot export; "

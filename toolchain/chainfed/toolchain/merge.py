@@ -16,8 +16,8 @@ import transformers
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import CONFIG_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, Manifest, layer_file
 from chainfed.core.tensors import FloatArray, Tensors, adapter_names, head_names, statistics_names
-from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, parse_model_config
-from chainfed.toolchain.families import Family, family_for
+from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, family_of, parse_model_config
+from chainfed.toolchain.families import Family
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.safetensors_file import TensorSource, sources_of, write_tensors
@@ -102,7 +102,7 @@ def classifier_of(state: Mapping[str, FloatArray], last_layer: int) -> tuple[Flo
 
 def _write_weights(bundle: Bundle, base_config: Mapping[str, Any], state: Tensors, path: Path) -> str:
     """Writes `model.safetensors` and returns where the base model keeps its layers."""
-    family = family_for(parse_model_config(base_config))
+    family = family_of(bundle.folder, base_config)
     if family.num_layers != bundle.manifest.model.num_layers:
         raise BundleError(f"{bundle.folder}: {CONFIG_FILE} and the manifest disagree on the layers; export it again.")
     keys = _base_model_keys(base_config)

@@ -16,8 +16,7 @@ from chainfed.core.errors import BundleError
 from chainfed.core.examples import Example, read_examples
 from chainfed.core.manifest import CONFIG_FILE, MANIFEST_FILE, Bundle, Manifest
 from chainfed.runtime.program import Program, set_threads
-from chainfed.toolchain.checkpoint import parse_model_config
-from chainfed.toolchain.families import family_for
+from chainfed.toolchain.checkpoint import family_of
 from chainfed.toolchain.optimizers import OptimizerSettings
 from chainfed.toolchain.reference import Reference
 from chainfed.toolchain.steps import ProgramSettings, build_programs
@@ -98,7 +97,7 @@ def verify_bundle(
             programs[case.program] = Program(bundle.path(entry.file), entry)
         comparison = comparisons.setdefault(case.program, _Comparison())
         comparison.add(case, programs[case.program], reference)
-    return Verification(tolerance, {name: comparisons[name].report() for name in bundle.manifest.programs})
+    return Verification(tolerance, {name: comparison.report() for name, comparison in comparisons.items()})
 
 
 def settings_of(bundle: Bundle) -> ProgramSettings:
@@ -107,7 +106,7 @@ def settings_of(bundle: Bundle) -> ProgramSettings:
     config = json.loads(bundle.path(CONFIG_FILE).read_bytes())
     optimizer = manifest.optimizer
     return ProgramSettings(
-        family=family_for(parse_model_config(config)),
+        family=family_of(bundle.folder, config),
         batch_size=manifest.shapes.batch_size,
         seq_len=manifest.shapes.seq_len,
         adapter_dim=manifest.adapter.bottleneck,
