@@ -118,12 +118,12 @@ def test_an_update_is_added_to_the_state(device: FakeDevice, operator: OperatorC
     before = decode(bundle.path("adapters.safetensors").read_bytes(), "before")
     after = decode(operator.checkpoint(run_id), "after")
     assert sent[0].keys() == {
-        "adapters.1.down",
-        "adapters.1.up",
         "adapters.2.down",
         "adapters.2.up",
-        "heads.2.weight",
-        "heads.2.bias",
+        "adapters.3.down",
+        "adapters.3.up",
+        "heads.3.weight",
+        "heads.3.bias",
     }
     for name, tensor in after.items():
         if name.startswith("statistics"):
@@ -211,15 +211,15 @@ def test_a_result_that_comes_too_late_does_not_count(
 
 
 def nan_update(update: Tensors) -> Tensors:
-    return update | {"heads.2.bias": np.full_like(update["heads.2.bias"], np.nan)}
+    return update | {"heads.3.bias": np.full_like(update["heads.3.bias"], np.nan)}
 
 
 def wrong_shape(update: Tensors) -> Tensors:
-    return update | {"heads.2.bias": np.zeros(7, np.float32)}
+    return update | {"heads.3.bias": np.zeros(7, np.float32)}
 
 
 def foreign_tensor(update: Tensors) -> Tensors:
-    return update | {"adapters.0.down": update["adapters.1.down"]}
+    return update | {"adapters.0.down": update["adapters.2.down"]}
 
 
 def too_large(update: Tensors) -> Tensors:

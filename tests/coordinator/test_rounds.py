@@ -80,7 +80,7 @@ async def scene(bundle: Bundle, tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_a_round_opens_at_once_when_all_are_there(scene: Scene) -> None:
     current = await scene.opened(3)
     assert current is not None
-    assert (current.kind, current.first_layer, current.window_size, current.wanted) == (RoundKind.TRAIN, 1, 2, 2)
+    assert (current.kind, current.first_layer, current.window_size, current.wanted) == (RoundKind.TRAIN, 2, 2, 2)
 
 
 async def test_devices_that_were_there_get_time_to_come_back(scene: Scene) -> None:

@@ -109,9 +109,9 @@ def test_the_events_tell_the_whole_run(operator: OperatorClient, bundle: Bundle,
     assert "Layer 1 is the first that scored below T = 0.8 (0.700)" in profiled.explanation
     walk = [event.round_opened for event in events if event.HasField("round_opened")]
     assert [(each.first_layer, each.window_size) for each in walk if each.kind == pb.ROUND_KIND_TRAIN] == [
-        (1, 2),
         (2, 2),
         (1, 2),
+        (2, 2),
     ]
     assert [event.evaluated.rounds_done for event in events if event.HasField("evaluated")] == [0, 2, 3]
     closed = [

@@ -12,9 +12,11 @@ def test_windows_slide_by_one_from_the_start_to_the_last_layer() -> None:
     assert windows(4, 2, 6)[-1].end == 5
 
 
-def test_training_rounds_walk_the_windows_in_a_loop() -> None:
-    walk = [window_of(number, 1, 2, 5).first_layer for number in range(7)]
-    assert walk == [1, 2, 3, 1, 2, 3, 1]
+@pytest.mark.parametrize(("rounds", "expected"), [(6, [1, 2, 3, 1, 2, 3]), (7, [3, 1, 2, 3, 1, 2, 3]), (2, [2, 3])])
+def test_training_rounds_walk_the_windows_in_a_loop_that_ends_at_the_last_layer(
+    rounds: int, expected: list[int]
+) -> None:
+    assert [window_of(number, rounds, 1, 2, 5).first_layer for number in range(rounds)] == expected
 
 
 @pytest.mark.parametrize(("start", "size"), [(3, 2), (-1, 1), (0, 5), (0, 0)])

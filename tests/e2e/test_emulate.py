@@ -57,7 +57,7 @@ def test_the_run_folder_tells_the_story(undisturbed: EmulationResult) -> None:
     trained = [entry for entry in closed if entry["kind"] == "TRAIN"]
     starts = [entry["first_layer"] for entry in trained]
     positions = 3 - 2 - undisturbed.foat_start + 1
-    assert starts == [undisturbed.foat_start + number % positions for number in range(3)]
+    assert starts == [undisturbed.foat_start + (number - 3) % positions for number in range(3)]
     assert (undisturbed.folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (undisturbed.folder / "run.svg").read_text()
     stored = json.loads((undisturbed.folder / "result.json").read_text())

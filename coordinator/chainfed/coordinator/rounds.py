@@ -146,7 +146,7 @@ class RunLoop:
         window: Window | None = None
         if kind is RoundKind.TRAIN:
             layers = self._manifest.model.num_layers
-            window = window_of(planned.rounds_done, run.foat_start, run.window_size, layers)
+            window = window_of(planned.rounds_done, run.config.rounds, run.foat_start, run.window_size, layers)
         now = self._clock.now_ms()
         current = Round(
             run_id=run.run_id,

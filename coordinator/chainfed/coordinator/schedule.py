@@ -41,10 +41,14 @@ def windows(foat_start: int, window_size: int, num_layers: int) -> tuple[Window,
     return tuple(Window(first, window_size) for first in range(foat_start, num_layers - window_size + 1))
 
 
-def window_of(training_round: int, foat_start: int, window_size: int, num_layers: int) -> Window:
-    """The window of a training round, 0-based: one round each, in a loop."""
+def window_of(training_round: int, rounds: int, foat_start: int, window_size: int, num_layers: int) -> Window:
+    """The window of training round `training_round` (0-based) of `rounds`: one a round, in a loop that ends a cycle.
+
+    Training lower layers leaves the adapters and the head above them behind until the window has come there too. So a
+    number of rounds that is no multiple of the cycle begins within a cycle, and the last round is the final stage.
+    """
     cycle = windows(foat_start, window_size, num_layers)
-    return cycle[training_round % len(cycle)]
+    return cycle[(training_round - rounds) % len(cycle)]
 
 
 def planned_rounds(warmup_rounds: int, rounds: int, evaluate_every: int) -> list[PlannedRound]:
