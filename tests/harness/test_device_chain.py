@@ -26,10 +26,6 @@ from chainfed.harness.training import run_steps
 LAYERS, BATCH, SEQ, WIDTH = 5, 2, 3, 4
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 class ToyShard:
     """One layer's weight."""
 
@@ -155,39 +151,26 @@ def test_a_pass_never_writes_what_it_has_still_to_read() -> None:
 
 @pytest.mark.parametrize("kept_depth", [None, 0, 2])
 def test_killed_before_any_record_the_chain_goes_on_to_the_same_bytes(
-    tmp_path: Path, kept_depth: int | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kept_depth: int | None, killed_before: Any
 ) -> None:
     """Kills once before each record is written, with the batch it tells of torn, and goes on from there."""
     data = toy_data(5)
     expected = oracle(data, LAYERS)
-    append = Journal.append
-    survived = 0
-    for kill_at in range(1000):
-        folder = tmp_path / str(kill_at)
+    deaths = 0
+    for number in range(1000):
+        folder = tmp_path / str(number)
         folder.mkdir()
         kept = None if kept_depth is None else KeptDepth(kept_depth, folder / "kept", data.num_batches)
-        count = 0
-
-        def dying(journal: Journal, record: Any, limit: int = kill_at) -> None:
-            nonlocal count
-            if count == limit:
-                raise Killed
-            count += 1
-            append(journal, record)
-
-        monkeypatch.setattr(Journal, "append", dying)
-        try:
+        with killed_before(number) as life:
             run_chain(folder, data, LAYERS, kept, ToyBundle())
-        except Killed:
-            survived += 1
-        monkeypatch.setattr(Journal, "append", append)
         tear_newest(folder, data, kept)
         resumed = ToyBundle()
-        assert torch.equal(run_chain(folder, data, LAYERS, kept, resumed), expected), kill_at
-        assert resumed.runs <= (LAYERS + 1) * data.num_batches - max(0, count - 1)
-        if count < kill_at:
+        assert torch.equal(run_chain(folder, data, LAYERS, kept, resumed), expected), number
+        assert resumed.runs <= (LAYERS + 1) * data.num_batches - max(0, life.records - 1)
+        if not life.killed:
             break
-    assert survived == 1 + (LAYERS + 1) * data.num_batches
+        deaths += 1
+    assert deaths == 1 + (LAYERS + 1) * data.num_batches
 
 
 def tear_newest(folder: Path, data: TokenData, kept: KeptDepth | None) -> None:
@@ -337,29 +320,16 @@ def run_momentum(folder: Path, checkpoint: Callable[[str], None]) -> tuple[torch
     return trained["w"], values
 
 
-def test_training_steps_killed_at_any_point_give_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_steps_killed_at_any_point_give_the_same_bytes(tmp_path: Path, killed_before: Any) -> None:
     expected = run_momentum(tmp_path / "whole", lambda message: None)
-    append = Journal.append
-    for kill_at in range(1, 8):
-        count = 0
-
-        def dying(journal: Journal, record: Any, limit: int = kill_at) -> None:
-            nonlocal count
-            if count == limit:
-                raise Killed
-            count += 1
-            append(journal, record)
-
-        monkeypatch.setattr(Journal, "append", dying)
-        with pytest.raises(Killed):
-            run_momentum(tmp_path / str(kill_at), lambda message: None)
-        monkeypatch.setattr(Journal, "append", append)
-        slots = StateSlots(tmp_path / str(kill_at), "s", momentum_entry())
-        for tensor in slots.generation(kill_at).values():
+    for number in range(1, 8):
+        with killed_before(number) as life:
+            run_momentum(tmp_path / str(number), lambda message: None)
+        assert life.killed
+        slots = StateSlots(tmp_path / str(number), "s", momentum_entry())
+        for tensor in slots.generation(number).values():
             tensor.fill_(float("nan"))
-        found = run_momentum(tmp_path / str(kill_at), lambda message: None)
+        found = run_momentum(tmp_path / str(number), lambda message: None)
         assert torch.equal(found[0], expected[0])
         assert found[1] == expected[1]
 

@@ -25,7 +25,6 @@ from chainfed.harness import cka
 from chainfed.harness.assignment import Finding, StopWork, compute, open_journal
 from chainfed.harness.bundle import DeviceBundle
 from chainfed.harness.data import TokenData, tokenize
-from chainfed.harness.journal import Journal
 from chainfed.harness.outcome import EvaluationOutcome, ProfileOutcome, UpdateOutcome, tensors_path
 from chainfed.harness.storage import DeviceStorage
 from chainfed.runtime.program import set_threads
@@ -36,10 +35,6 @@ SEED = 11
 WINDOW_END = pb.GLOBAL_BRANCH_STATISTICS_WINDOW_END
 LAST_LAYER = pb.GLOBAL_BRANCH_STATISTICS_LAST_LAYER
 State = Mapping[str, Tensor]
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 class Device:
@@ -343,35 +338,22 @@ def test_cka_in_panels_is_cka(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["profile", "warmup", "train", "evaluate"],
 )
 def test_killed_before_any_record_a_task_ends_with_the_same_bytes(
-    tiny_bundle: Bundle, tmp_path: Path, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, task: dict[str, Any], killed_before: Any
 ) -> None:
     whole = Device(tiny_bundle, fresh(tmp_path, "whole"), 7)
     expected, _ = whole.run(whole.assignment(**task))
-    append = Journal.append
-    for kill_at in itertools.count(1):
-        device = Device(tiny_bundle, fresh(tmp_path, str(kill_at)), 7)
-        count = 0
-
-        def dying(journal: Journal, record: Any, limit: int = kill_at) -> None:
-            nonlocal count
-            if count == limit:
-                raise Killed
-            count += 1
-            append(journal, record)
-
-        monkeypatch.setattr(Journal, "append", dying)
-        try:
+    for number in itertools.count(1):
+        device = Device(tiny_bundle, fresh(tmp_path, str(number)), 7)
+        with killed_before(number) as life:
             device.run(device.assignment(**task))
+        if not life.killed:
             break
-        except Killed:
-            pass
-        monkeypatch.setattr(Journal, "append", append)
         device.storage.forget_other_work(f"{0:032x}")
         resumed, _ = device.run(device.assignment(**task))
-        assert asdict(resumed.outcome) == asdict(expected.outcome), kill_at
+        assert asdict(resumed.outcome) == asdict(expected.outcome), number
         again, _ = device.run(device.assignment(**task))
         assert again == resumed
-    assert kill_at > 10
+    assert number > 10
 
 
 def fresh(folder: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from chainfed.core.errors import ChainFedError
 from chainfed.core.manifest import Bundle, MemoryPlan, ProgramEntry, TensorSpec
-from chainfed.toolchain.memory_plan import larger_plan, plan_memory
+from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
 from chainfed.toolchain.memory_probe import measure_peaks
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells anonymous memory")
@@ -58,6 +58,15 @@ def test_programs_in_turn_need_the_larger_of_both() -> None:
     )
     large = small.model_copy(update={"anonymous_bytes": 9, "arena_bytes": 9, "file_bytes": 10})
     assert larger_plan(small, large) == large.model_copy(update={"file_bytes": 90})
+
+
+def test_a_program_that_stays_loaded_beside_another_adds_what_it_allocates() -> None:
+    plan = plan_memory("block", _entry(("h", 50), ("mask", 5)), 3000)
+    pool = plan_memory("pool", _entry(("h", 50), ("mask", 5)), 1500)
+    both = plan_beside(plan, pool)
+    assert pool.io_bytes == 20
+    assert both.anonymous_bytes == 3000 + (1500 - 20)
+    assert (both.io_bytes, both.file_bytes) == (plan.io_bytes, plan.file_bytes)
 
 
 @linux_only

@@ -105,5 +105,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(sentence: str, code: int) -> int:
     err.print("Error:", style="bold red", end=" ")
-    err.print(sentence, markup=False, soft_wrap=True)
+    err.print(sentence, markup=False)
     return code

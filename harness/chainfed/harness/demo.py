@@ -201,7 +201,6 @@ def _conclude(result: DemoResult, task: DemoTask, say: Console) -> None:
     say.print(
         f'       pipeline("text-classification", model="{result.merged_model}", trust_remote_code=True)("...")',
         markup=False,
-        soft_wrap=True,
     )
     if task.made_up:
         say.print(

@@ -80,7 +80,8 @@ class PeakSampler:
     """The peak of this process's anonymous memory, read every 5 ms by a helper process while the context is open.
 
     `idle_bytes` is the level when the context was entered and `peak_bytes` the highest level above it, both in bytes.
-    The helper ends with the context, and also when this process is killed.
+    The helper ends with the context, and also when this process is killed. What it reads is never too low; on a machine
+    so busy that the helper waits for a core, mapped files that come and go between two readings count as well.
     """
 
     def __init__(self, interval_seconds: float = _INTERVAL_SECONDS) -> None:

@@ -41,7 +41,7 @@ from chainfed.toolchain.export_settings import (
 )
 from chainfed.toolchain.families import Family
 from chainfed.toolchain.initial_state import initial_state
-from chainfed.toolchain.memory_plan import larger_plan, plan_memory
+from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
@@ -168,7 +168,7 @@ class _Export:
             defaults=training_defaults(self._settings.optimizer),
             programs=_sorted_entries(entries),
             windows=self._window_plans(plans),
-            prefix=larger_plan(plans["embed"], plans["block"]),
+            prefix=plan_beside(larger_plan(plans["embed"], plans["block"]), plans["pool"]),
             files=dict(sorted(self._folder.files.items())),
         )
 

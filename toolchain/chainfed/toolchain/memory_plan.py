@@ -34,7 +34,7 @@ def is_mapped(program: str, spec: TensorSpec) -> bool:
     Weights and optimiser state lie in files, and so do the hidden states while the prefix passes through
     them.
     """
-    return is_weight(spec) or is_state(spec) or (program == "block" and spec.name == "h")
+    return is_weight(spec) or is_state(spec) or (program in ("block", "pool") and spec.name == "h")
 
 
 def plan_memory(program: str, entry: ProgramEntry, measured_peak: int) -> MemoryPlan:
@@ -71,3 +71,15 @@ def larger_plan(first: MemoryPlan, second: MemoryPlan) -> MemoryPlan:
     """The plan of two programs that run one after the other: the larger, with the larger mapped file."""
     larger = max(first, second, key=lambda plan: plan.anonymous_bytes)
     return larger.model_copy(update={"file_bytes": max(first.file_bytes, second.file_bytes)})
+
+
+def plan_beside(plan: MemoryPlan, beside: MemoryPlan) -> MemoryPlan:
+    """The plan of a program while another stays loaded and works on its outputs: what that one allocates is added."""
+    added = beside.arena_bytes + beside.workspace_bytes
+    return plan.model_copy(
+        update={
+            "anonymous_bytes": plan.anonymous_bytes + added,
+            "arena_bytes": plan.arena_bytes + beside.arena_bytes,
+            "workspace_bytes": plan.workspace_bytes + beside.workspace_bytes,
+        }
+    )

@@ -28,8 +28,8 @@ def program_file(name: str) -> str:
 
 
 def measured_programs(settings: ProgramSettings) -> list[str]:
-    """The programs that a training round runs, whose memory the manifest's plans are made of."""
-    return ["embed", "block", *(f"window_q{size}" for size in settings.windows)]
+    """The programs whose memory the manifest's plans are made of."""
+    return ["embed", "block", "pool", *(f"window_q{size}" for size in settings.windows)]
 
 
 class ProgramWriter:

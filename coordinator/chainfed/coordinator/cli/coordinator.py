@@ -48,6 +48,6 @@ async def _serve(state: Path, listen: str, as_json: bool) -> None:
         if as_json:
             print_json({"listening": coordinator.address})
         else:
-            out.print(f"Listening on {coordinator.address}", markup=False, soft_wrap=True)
+            out.print(f"Listening on {coordinator.address}", markup=False)
             out.file.flush()
         await stop.wait()

@@ -164,7 +164,7 @@ def watch(run_id: str, from_sequence: int, coordinator: str, as_json: bool) -> N
             if as_json:
                 print_json(plain(event))
             else:
-                out.print(showing.event_line(event), markup=False, soft_wrap=True)
+                out.print(showing.event_line(event), markup=False)
         require_success(client.get(run_id))
 
 
@@ -188,4 +188,4 @@ def checkpoint(run_id: str, target: Path, rounds_done: int | None, coordinator: 
     if as_json:
         print_json({"file": str(target), "bytes": len(data), "sha256": sha256_hex(data)})
     else:
-        out.print(f"{target}: {len(data)} bytes, SHA-256 {sha256_hex(data)}", markup=False, soft_wrap=True)
+        out.print(f"{target}: {len(data)} bytes, SHA-256 {sha256_hex(data)}", markup=False)

@@ -23,7 +23,7 @@ def run(shown: pb.Run) -> None:
         rows.add_row(name, value)
     out.print(rows)
     if shown.reason:
-        out.print(shown.reason, markup=False, soft_wrap=True)
+        out.print(shown.reason, markup=False)
 
 
 def _facts(shown: pb.Run) -> list[tuple[str, str]]:

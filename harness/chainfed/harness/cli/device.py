@@ -101,7 +101,7 @@ class _Narrator:
         if event.kind == "assignment":
             line = event.message
         if line and line != self._last:
-            err.print(line, markup=False, soft_wrap=True)
+            err.print(line, markup=False)
         self._last = line
 
 
