@@ -2,9 +2,8 @@
 linear probing.
 
 Partition, selection of devices, order of examples, learning rates, clipping, warm-up rounds and number of rounds are
-those of `chainfed emulate`
-with the same seed. What differs is the method alone: nothing of the toolchain's programs is used, only transformers'
-own model.
+those of `chainfed emulate` with the same seed. What differs is the method alone: nothing of the toolchain's programs is
+used, only transformers' own model.
 
 Example: python benchmarks/federated_baselines.py --model MODEL --train TRAIN --test TEST --labels 4 --rounds 20
 --seed 0 --out RESULT.json
