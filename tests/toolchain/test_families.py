@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    ElectraConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    Olmo2Config,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 from chainfed.toolchain.families import MissingWeightError, UnsupportedModelError, family_for, supported_model_types
 from chainfed.toolchain.families import registry as registry_module
@@ -18,6 +38,51 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "max_position_embeddings": 12,
+}
+
+
+DECODER_SIZES: dict[str, Any] = SIZES | {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+ALTERNATING = ["sliding_attention", "full_attention"] * 2
+CONFIGURATIONS = {
+    "bert": BertConfig(**SIZES),
+    "distilbert": DistilBertConfig(**SIZES),
+    "electra": ElectraConfig(**SIZES, embedding_size=8),
+    "electra, as wide": ElectraConfig(**SIZES, embedding_size=16),
+    "roberta": RobertaConfig(**SIZES),
+    "xlm-roberta": XLMRobertaConfig(**SIZES),
+    "modernbert": ModernBertConfig(
+        **{name: value for name, value in DECODER_SIZES.items() if name != "num_key_value_heads"},
+        local_attention=4,
+        global_attn_every_n_layers=3,
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
+    "llama 2": LlamaConfig(**DECODER_SIZES),
+    "llama 3": LlamaConfig(**DECODER_SIZES, rope_parameters=LLAMA3_ROPE),
+    "mistral": MistralConfig(**DECODER_SIZES, sliding_window=3),
+    "mistral, no window": MistralConfig(**DECODER_SIZES, sliding_window=None),
+    "qwen2": Qwen2Config(**DECODER_SIZES),
+    "qwen2, upper half local": Qwen2Config(
+        **DECODER_SIZES, use_sliding_window=True, sliding_window=3, max_window_layers=2
+    ),
+    "qwen3": Qwen3Config(**DECODER_SIZES, head_dim=8),
+    "gemma2": Gemma2Config(**DECODER_SIZES, head_dim=8, sliding_window=3, layer_types=ALTERNATING),
+    "gemma3": Gemma3TextConfig(**DECODER_SIZES, head_dim=8, sliding_window=3, layer_types=ALTERNATING),
 }
 
 
@@ -38,22 +103,30 @@ def test_modules_take_no_memory_and_the_configuration_is_not_changed() -> None:
     assert config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("model", [BertModel, BertForSequenceClassification], ids=["bare", "under bert."])
-def test_embeddings_and_layers_make_up_the_model(model: Any) -> None:
-    torch.manual_seed(0)
-    config = BertConfig(**SIZES)
-    whole = model(config).eval()
-    weights = whole.state_dict()
-    family = family_for(config)
-    ids = torch.randint(40, (3, 7))
-    mask = (torch.arange(7) < torch.tensor([7, 4, 1])[:, None]).float()
-    h = family.embed(_taken(weights, family.embedding_keys(weights)), ids, mask)
-    for index in range(family.num_layers):
-        h = family.layer(_taken(weights, family.layer_keys(index, weights)), h, mask)
-    encoder = getattr(whole, "bert", whole)
-    expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    real = mask.bool()
-    torch.testing.assert_close(h[real], expected[real], atol=1e-6, rtol=1e-6)
+@pytest.mark.parametrize("model", [AutoModel, AutoModelForSequenceClassification], ids=["bare", "under its root"])
+@pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_embeddings_layers_and_output_make_up_the_model(config: Any, model: Any) -> None:
+    _assert_made_up(config, model, family_for)
+
+
+def test_layers_of_different_kinds_differ_in_tensors_alone() -> None:
+    family = family_for(CONFIGURATIONS["gemma3"])
+    local, everywhere = family.layer_constants(0), family.layer_constants(1)
+    assert local.keys() == everywhere.keys()
+    assert float(local["positions.reach"]) == 2.0
+    assert float(everywhere["positions.reach"]) > 1e6
+    assert not torch.equal(local["positions.inv_freq"], everywhere["positions.inv_freq"])
+
+
+def test_positions_that_follow_the_length_of_a_text_are_refused() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(ValueError, match="'dynamic' depend on the length"):
+        family_for(LlamaConfig(**DECODER_SIZES, rope_parameters=rope))
+
+
+def test_roberta_has_no_position_for_padding_and_what_comes_before() -> None:
+    config = RobertaConfig(**SIZES, pad_token_id=1)
+    assert family_for(config).max_seq_len == 10
 
 
 def test_early_checkpoints_spell_layer_norms_otherwise() -> None:
@@ -76,9 +149,9 @@ def test_a_missing_tensor_is_named() -> None:
 
 
 def test_unsupported_models_are_refused() -> None:
-    assert supported_model_types() == ["bert"]
-    with pytest.raises(UnsupportedModelError, match="type 'llama' are not supported; supported are: bert"):
-        family_for(LlamaConfig())
+    assert {"bert", "distilbert", "llama", "modernbert"} <= set(supported_model_types())
+    with pytest.raises(UnsupportedModelError, match="type 'gpt2' are not supported; supported are: bert, distilbert,"):
+        family_for(GPT2Config())
     with pytest.raises(ValueError, match="decoder"):
         family_for(BertConfig(**SIZES, is_decoder=True))
 
@@ -87,18 +160,58 @@ def test_other_packages_add_families(monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry point of the group, named by the model type, makes the family."""
 
     class Point:
-        name = "llama"
+        name = "gpt2"
 
         def load(self) -> Any:
             return lambda config: ("a family of", config.model_type)
 
     def points(group: str, name: str | None = None) -> list[Point]:
         assert group == "chainfed.families"
-        return [Point()] if name in (None, "llama") else []
+        return [Point()] if name in (None, "gpt2") else []
 
     monkeypatch.setattr(registry_module, "entry_points", points)
-    assert supported_model_types() == ["bert", "llama"]
-    assert family_for(LlamaConfig()) == ("a family of", "llama")
+    assert "gpt2" in supported_model_types()
+    assert family_for(GPT2Config()) == ("a family of", "gpt2")
+
+
+def test_the_guides_example_is_a_family() -> None:
+    """The class in docs/families.md, run as it stands there, against transformers' own forward pass."""
+    guide = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    defined: dict[str, Any] = {}
+    exec(code, defined)
+    _assert_made_up(Olmo2Config(**DECODER_SIZES), AutoModel, defined["Olmo2Family"])
+
+
+def _assert_made_up(config: Any, model: Any, make_family: Any) -> None:
+    """Programs' functions and the reference's modules, both against transformers' own forward pass of the model."""
+    torch.manual_seed(0)
+    whole = model.from_config(config).eval()
+    weights = whole.state_dict()
+    for name in weights:
+        if "norm" in name.lower():
+            weights[name] += torch.randn_like(weights[name]) * 0.1  # fresh norms are all alike
+    family = make_family(config)
+    mask = (torch.arange(9) < torch.tensor([9, 4, 1])[:, None]).float()
+    ids = torch.where(mask > 0, torch.randint(3, 40, (3, 9)), config.pad_token_id)
+    with torch.no_grad():
+        h = expected = family.embed(_taken(weights, family.embedding_keys(weights)), ids, mask)
+        for index in range(family.num_layers):
+            layer = _taken(weights, family.layer_keys(index, weights)) | dict(family.layer_constants(index))
+            assert {name: tuple(tensor.shape) for name, tensor in layer.items()} == dict(family.layer_shapes)
+            reference = family.reference_layer()
+            reference.load(layer)
+            h, expected = family.layer(layer, h, mask), reference(expected, mask)
+        output = _taken(weights, family.output_keys(weights))
+        reference = family.reference_output()
+        reference.load(output)
+        h, expected = family.finish(output, h), reference(expected)
+        encoder = getattr(whole, whole.base_model_prefix, whole)
+        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    real = mask.bool()
+    torch.testing.assert_close(h[real], hidden[real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(expected[real], hidden[real], atol=1e-5, rtol=1e-5)
+    assert len(encoder.get_submodule(family.layers_path)) == family.num_layers
 
 
 def _taken(weights: Any, keys: dict[str, str]) -> dict[str, torch.Tensor]:

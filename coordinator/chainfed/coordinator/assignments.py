@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from chainfed.coordinator.configuration import statistics_enum
 from chainfed.coordinator.records import Assignment, Blob, RoundKind, Run
 from chainfed.coordinator.schedule import Window
-from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Manifest, layer_file, window_program
+from chainfed.core.manifest import TOKENIZER_FILE, Manifest, window_program
 from chainfed.core.order import derive_seed
 from chainfed.core.tensors import STATISTICS_PIECE, adapter_names, head_names
 from chainfed.v1 import blob_pb2, device_service_pb2
@@ -92,9 +92,8 @@ def _train_task(run: Run, window: Window) -> device_service_pb2.TrainTask:
 
 def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[blob_pb2.NamedBlob]:
     programs = PROGRAMS[kind] + ((window_program(window.size),) if window else ())
-    last_layer = window.end if window else manifest.model.num_layers - 1
-    paths = [TOKENIZER_FILE, *(manifest.programs[name].file for name in programs), EMBEDDINGS_FILE]
-    paths += [layer_file(layer) for layer in range(last_layer + 1)]
+    paths = [TOKENIZER_FILE, *(manifest.programs[name].file for name in programs)]
+    paths += manifest.weight_files(window.end + 1 if window else None)
     entries = [(path, manifest.files[path]) for path in paths]
     return [
         blob_pb2.NamedBlob(name=path, blob=blob_pb2.BlobRef(sha256=entry.sha256, size_bytes=entry.bytes))
@@ -106,11 +105,7 @@ def missing_parts(manifest: Manifest) -> list[str]:
     """Programs and files that a run needs and the manifest does not name; empty for a whole bundle."""
     programs = {name for names in PROGRAMS.values() for name in names} | {window_program(q) for q in manifest.windows}
     missing = sorted(programs - manifest.programs.keys())
-    paths = [
-        TOKENIZER_FILE,
-        EMBEDDINGS_FILE,
-        *(layer_file(layer) for layer in range(manifest.model.num_layers)),
-    ]
+    paths = [TOKENIZER_FILE, *manifest.weight_files()]
     paths += [entry.file for entry in manifest.programs.values()]
     return missing + sorted(path for path in paths if path not in manifest.files)
 

@@ -18,6 +18,7 @@ ADAPTERS_FILE = "adapters.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "weights/embeddings.safetensors"
+OUTPUT_FILE = "weights/output.safetensors"
 
 
 def layer_file(layer: int) -> str:
@@ -92,6 +93,7 @@ class ModelFacts(_Part):
     num_parameters: Positive
     embedding_tensors: tuple[str, ...]
     layer_tensors: tuple[str, ...]
+    output_tensors: tuple[str, ...] = ()
 
 
 class Task(_Part):
@@ -99,7 +101,7 @@ class Task(_Part):
 
     kind: Literal["classification"]
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    pooling: Literal["mean", "cls"]
+    pooling: Literal["mean", "cls", "last"]
 
 
 class Tokenizer(_Part):
@@ -170,6 +172,12 @@ class Manifest(_Part):
     def num_labels(self) -> int:
         """Labels of the task."""
         return len(self.task.labels)
+
+    def weight_files(self, num_layers: int | None = None) -> list[str]:
+        """The shards of frozen weights that it takes to run the first `num_layers` layers (None: all) and a head."""
+        count = self.model.num_layers if num_layers is None else num_layers
+        output = [OUTPUT_FILE] if self.model.output_tensors else []
+        return [EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output]
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the model state."""

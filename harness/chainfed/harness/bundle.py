@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import EMBEDDINGS_FILE, Manifest, layer_file
+from chainfed.runtime.feeds import output_feed
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
 
@@ -42,6 +44,10 @@ class DeviceBundle:
     def layer(self, index: int) -> Shard:
         """Maps the weights of one layer, 0-based."""
         return Shard(self.path(layer_file(index)))
+
+    def output(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """Maps what stands between a layer and a head, as inputs of the programs that have a head or pool."""
+        return output_feed(self.manifest, self.path)
 
 
 def map_state(manifest: Manifest, pieces: Mapping[str, Path]) -> dict[str, torch.Tensor]:

@@ -35,11 +35,11 @@ def profile(work: Work, task: pb.ProfileTask) -> ProfileOutcome:
     kept = KeptDepth(0, work.journal.path("embedding_output"), data.num_batches)
     statistics: dict[str, FloatArray] = {}
     with closing(FeatureFile(sampled, num_layers)) as file:
-        with work.bundle.program("pool") as pool:
+        with work.bundle.program("pool") as pool, work.bundle.output() as output:
 
             def keep(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
                 if depth > 0:
-                    pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
+                    pooled = pool.run({"h": h, "mask": mask} | output, clone_outputs=False)["features"]
                     file.put(depth - 1, batch, pooled)
 
             with closing(Chain(work.bundle, work.state, data, work.journal, kept, keep, work.checkpoint)) as chain:

@@ -111,7 +111,8 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
             shards = [work.bundle.layer(task.first_layer + index) for index in range(task.window_size)]
             for shard in shards:
                 mapped.enter_context(shard)
-            constant = _window_constants(work, task, shards, end, final)
+            output = mapped.enter_context(work.bundle.output())
+            constant = output | _window_constants(work, task, shards, end, final)
             trained, measured = run_steps(
                 "window",
                 program,
@@ -186,8 +187,8 @@ def evaluate(work: Work) -> EvaluationOutcome:
         chain.advance_to(num_layers)
         hidden = chain.view(num_layers)
         scored = work.journal.find("score")
-        feed = head_feed(work.state, num_layers - 1)
-        with work.bundle.program("score") as program:
+        with work.bundle.program("score") as program, work.bundle.output() as output:
+            feed = output | head_feed(work.state, num_layers - 1)
             for batch in range(len(scored), work.data.num_batches):
                 rows = work.data.stored_batch(batch)
                 num_real = min(len(rows), len(work.data) - rows[0])
@@ -209,11 +210,11 @@ def evaluate(work: Work) -> EvaluationOutcome:
 
 def _pool_layers(work: Work, layers: Sequence[int], file: FeatureFile) -> None:
     """Runs the chain to the last of `layers` and keeps the pooled features of each of them."""
-    with work.bundle.program("pool") as pool:
+    with work.bundle.program("pool") as pool, work.bundle.output() as output:
 
         def keep(depth: int, batch: int, h: torch.Tensor, mask: torch.Tensor) -> None:
             if depth - 1 in layers:
-                pooled = pool.run({"h": h, "mask": mask}, clone_outputs=False)["features"]
+                pooled = pool.run({"h": h, "mask": mask} | output, clone_outputs=False)["features"]
                 file.put(layers.index(depth - 1), batch, pooled)
 
         kept = work.kept_up_to(min(layers))

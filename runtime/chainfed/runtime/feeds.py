@@ -5,11 +5,14 @@ A state is a mapping from the tensor names of `chainfed.core.tensors` to float32
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from chainfed.core.errors import BundleError
+from chainfed.core.manifest import OUTPUT_FILE, Manifest
 from chainfed.core.tensors import adapter_names, head_names, statistics_names
 from chainfed.runtime.shards import Shard
 
@@ -26,6 +29,21 @@ def block_feed(shard: Shard, state: Named, layer: int) -> dict[str, torch.Tensor
     down, up = adapter_names(layer)
     feed = {f"layer.{name}": tensor for name, tensor in shard.tensors.items()}
     return feed | {"adapter.down": take(state, down), "adapter.up": take(state, up)}
+
+
+@contextmanager
+def output_feed(manifest: Manifest, path: Callable[[str], Path]) -> Iterator[dict[str, torch.Tensor]]:
+    """What stands between a layer and a head, mapped while the context is open, for `pool`, `score` and the windows.
+
+    `path`: where a file of the bundle lies. Nothing is yielded for a model that has nothing there.
+    """
+    if not manifest.model.output_tensors:
+        yield {}
+        return
+    with Shard(path(OUTPUT_FILE)) as shard:
+        feed = {f"output.{name}": tensor for name, tensor in shard.tensors.items()}
+        yield feed
+        feed.clear()
 
 
 def head_feed(state: Named, layer: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from chainfed.core.errors import BundleError, NotFiniteError
 from chainfed.core.examples import Example
 from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file
 from chainfed.core.tensors import FloatArray
-from chainfed.runtime.feeds import Named, block_feed, embedding_feed, head_feed
+from chainfed.runtime.feeds import Named, block_feed, embedding_feed, head_feed, output_feed
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
 from chainfed.runtime.tokenization import Tokenizer
@@ -99,12 +99,13 @@ def _predict_chunk(
                     h.copy_(block.run({"h": h, "mask": mask} | feed, clone_outputs=False)["h"])
                 feed.clear()
             advance(layer + 1)
-    with _program(bundle, "score") as score:
-        feed = head_feed(state, bundle.manifest.model.num_layers - 1)
+    with _program(bundle, "score") as score, output_feed(bundle.manifest, bundle.path) as output:
+        feed = output | head_feed(state, bundle.manifest.model.num_layers - 1)
         results = [
             score.run({"h": h, "mask": mask, "labels": label, "sample_weights": weight} | feed)
             for h, mask, label, weight in zip(hidden, masks, labels, weights, strict=True)
         ]
+        feed.clear()
     logits = torch.cat([result["logits"] for result in results])[: len(examples)]
     return Prediction(
         correct=round(sum(result["correct"].item() for result in results)),

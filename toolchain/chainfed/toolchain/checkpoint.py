@@ -51,19 +51,27 @@ class Checkpoint:
 
         Raises ModelError when one is missing or misshapen.
         """
-        return self._read(self._keys(None), self.family.embedding_shapes)
+        return self._read(self._keys("embeddings"), self.family.embedding_shapes)
 
     def layer(self, index: int) -> Tensors:
         """The tensors of one layer by the family's local names, float32.
 
         Raises ModelError when one is missing or misshapen.
         """
-        return self._read(self._keys(index), self.family.layer_shapes)
+        constants = {name: tensor.numpy() for name, tensor in self.family.layer_constants(index).items()}
+        return constants | self._read(self._keys(index), self.family.layer_shapes)
+
+    def output(self) -> Tensors:
+        """What stands between the last layer and a head, by the family's local names, float32; often nothing.
+
+        Raises ModelError when a tensor is missing or misshapen.
+        """
+        return self._read(self._keys("output"), self.family.output_shapes)
 
     def check_weights(self) -> None:
         """Raises ModelError unless every tensor that the family needs is there; reads none of them."""
-        for index in (None, *range(self.family.num_layers)):
-            self._keys(index)
+        for part in ("embeddings", *range(self.family.num_layers), "output"):
+            self._keys(part)
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The fast tokenizer, from `tokenizer.json` or else built from the vocabulary.
@@ -109,11 +117,13 @@ class Checkpoint:
         tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
         return {name: token for name, token in tokens.items() if token}
 
-    def _keys(self, index: int | None) -> dict[str, str]:
+    def _keys(self, part: str | int) -> dict[str, str]:
+        """Local name -> key of the embeddings, of a layer by its index, or of the output."""
         try:
-            if index is None:
-                return self.family.embedding_keys(self._files.keys())
-            return self.family.layer_keys(index, self._files.keys())
+            if isinstance(part, int):
+                return self.family.layer_keys(part, self._files.keys())
+            find = self.family.embedding_keys if part == "embeddings" else self.family.output_keys
+            return find(self._files.keys())
         except MissingWeightError as error:
             raise ModelError(f"{self.folder} is incomplete: {error}; download or save the model again.") from error
 

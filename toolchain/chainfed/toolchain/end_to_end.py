@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel
 
 from chainfed.core.errors import ModelError
 from chainfed.runtime.memory import PeakSampler
+from chainfed.toolchain.families import family_for
 
 _STEPS = 3
 _TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 64}
@@ -62,10 +63,11 @@ def _train(model: Path, batch_size: int, seq_len: int, bottleneck: int, num_labe
     for parameter in encoder.parameters():
         parameter.data = parameter.data.clone()
     hidden = encoder.config.hidden_size
-    downs = [torch.nn.Parameter(torch.randn(bottleneck, hidden) * 0.02) for _ in encoder.encoder.layer]
-    ups = [torch.nn.Parameter(torch.zeros(bottleneck, hidden)) for _ in encoder.encoder.layer]
+    layers: Any = encoder.get_submodule(family_for(encoder.config).layers_path)
+    downs = [torch.nn.Parameter(torch.randn(bottleneck, hidden) * 0.02) for _ in layers]
+    ups = [torch.nn.Parameter(torch.zeros(bottleneck, hidden)) for _ in layers]
     head = torch.nn.Linear(hidden, num_labels)
-    for layer, down, up in zip(encoder.encoder.layer, downs, ups, strict=True):
+    for layer, down, up in zip(layers, downs, ups, strict=True):
         layer.register_forward_hook(partial(_adapt, down, up))
     optimizer = torch.optim.AdamW([*downs, *ups, *head.parameters()], lr=1e-3)
     for _ in range(_STEPS):

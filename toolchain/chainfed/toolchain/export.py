@@ -12,6 +12,7 @@ from chainfed.core.manifest import (
     EMBEDDINGS_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    OUTPUT_FILE,
     TOKENIZER_FILE,
     Adapter,
     Bundle,
@@ -130,6 +131,8 @@ class _Export:
         for layer in range(self._family.num_layers):
             self._next(f"weights of layer {layer}")
             self._write_shard(layer_file(layer), self._checkpoint.layer(layer))
+        if self._family.output_shapes:
+            self._write_shard(OUTPUT_FILE, self._checkpoint.output())
         state = initial_state(
             self._family.num_layers,
             self._family.hidden_size,
@@ -188,6 +191,7 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
         num_parameters=embedding + layer * family.num_layers,
         embedding_tensors=tuple(family.embedding_shapes),
         layer_tensors=tuple(family.layer_shapes),
+        output_tensors=tuple(family.output_shapes),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from chainfed.core.errors import BadInputError, ModelError
 from chainfed.core.manifest import TrainingDefaults
 from chainfed.toolchain.families import Family
-from chainfed.toolchain.losses import Pooling
+from chainfed.toolchain.families.base import Pooling
 from chainfed.toolchain.optimizers import OptimizerSettings
 from chainfed.toolchain.steps import ProgramSettings
 
@@ -110,7 +110,7 @@ def program_settings(settings: ExportSettings, family: Family) -> ProgramSetting
         adapter_dim=settings.adapter_dim,
         num_labels=len(settings.labels),
         windows=windows,
-        pooling=settings.pooling or _default_pooling(family),
+        pooling=settings.pooling or family.default_pooling,
         optimizer=optimizer_settings(settings.optimizer),
     )
 
@@ -136,10 +136,6 @@ def training_defaults(optimizer: OptimizerName) -> TrainingDefaults:
         warmup_rounds=2,
         local_epochs=1,
     )
-
-
-def _default_pooling(family: Family) -> Pooling:
-    return "cls" if family.default_pooling == "cls" else "mean"
 
 
 def _read_label_file(path: Path) -> list[str]:

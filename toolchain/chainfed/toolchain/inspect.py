@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chainfed.core.manifest import ADAPTERS_FILE, EMBEDDINGS_FILE, Bundle, layer_file
+from chainfed.core.manifest import ADAPTERS_FILE, Bundle
 
 _FLOAT_BYTES = 4
 
@@ -17,7 +17,6 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     """
     manifest = bundle.manifest
     model, sizes = manifest.model, manifest.files
-    shards = [EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(model.num_layers))]
     return {
         "bundle": str(bundle.folder),
         "format_version": manifest.format_version,
@@ -38,7 +37,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "optimizer": manifest.optimizer.model_dump(mode="json"),
         "defaults": manifest.defaults.model_dump(mode="json"),
         "state_bytes": sizes[ADAPTERS_FILE].bytes,
-        "shards": {name: sizes[name].bytes for name in shards},
+        "shards": {name: sizes[name].bytes for name in manifest.weight_files()},
         "programs": {
             name: {
                 "bytes": sizes[entry.file].bytes,

@@ -5,29 +5,31 @@ B batch, S sequence, D hidden size, C labels; all float32 unless said.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Pooling = Literal["mean", "cls"]
+from chainfed.toolchain.families.base import Pooling
 
 
 def pool(h: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One feature vector for each row: the mean over its tokens, or its first token.
+    """One feature vector for each row: the mean over its tokens, its first token, or its last one.
 
     Args:
         h: (B, S, D).
         mask: (B, S), 1 for a token and 0 for padding; a row without any token pools to zero.
-        pooling: ``"mean"`` or ``"cls"``.
+        pooling: ``"mean"``, ``"cls"`` or ``"last"`` (padding, if any, comes after the tokens).
 
     Returns:
         (B, D)
     """
     if pooling == "cls":
         return h[:, 0]
-    share = mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
+    if pooling == "last":
+        after = functional.pad(mask[:, 1:], (0, 1))
+        share = mask - after  # 1 at the last token, 0 elsewhere
+    else:
+        share = mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
     return torch.bmm(share.unsqueeze(1), h).squeeze(1)
 
 

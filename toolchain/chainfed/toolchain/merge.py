@@ -14,10 +14,17 @@ import torch
 import transformers
 
 from chainfed.core.errors import BundleError
-from chainfed.core.manifest import CONFIG_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, Manifest, layer_file
+from chainfed.core.manifest import (
+    CONFIG_FILE,
+    EMBEDDINGS_FILE,
+    OUTPUT_FILE,
+    TOKENIZER_FILE,
+    Bundle,
+    Manifest,
+    layer_file,
+)
 from chainfed.core.tensors import FloatArray, Tensors, adapter_names, head_names, statistics_names
 from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, family_of, parse_model_config
-from chainfed.toolchain.families import Family
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.safetensors_file import TensorSource, sources_of, write_tensors
@@ -106,34 +113,30 @@ def _write_weights(bundle: Bundle, base_config: Mapping[str, Any], state: Tensor
     if family.num_layers != bundle.manifest.model.num_layers:
         raise BundleError(f"{bundle.folder}: {CONFIG_FILE} and the manifest disagree on the layers; export it again.")
     keys = _base_model_keys(base_config)
-    layers_path = _layers_path(family, keys)
     sources: dict[str, TensorSource] = {}
     shard = sources_of(bundle.path(EMBEDDINGS_FILE))
     sources |= {f"model.{key}": shard[name] for name, key in family.embedding_keys(keys).items()}
     for layer in range(family.num_layers):
         shard = sources_of(bundle.path(layer_file(layer)))
-        place = f"{layers_path}.{layer}"
+        place = f"{family.layers_path}.{layer}"
         for name, key in family.layer_keys(layer, keys).items():
             sources[f"model.{place}.layer.{key.removeprefix(place + '.')}"] = shard[name]
         for name, part in zip(adapter_names(layer), ("down", "up"), strict=True):
             sources[f"model.{place}.adapter.{part}"] = TensorSource.of_array(state[name])
+    if family.output_shapes:
+        shard = sources_of(bundle.path(OUTPUT_FILE))
+        sources |= {f"model.{key}": shard[name] for name, key in family.output_keys(keys).items()}
     weight, bias = classifier_of(state, family.num_layers - 1)
     sources["classifier.weight"] = TensorSource.of_array(weight)
     sources["classifier.bias"] = TensorSource.of_array(bias)
     write_tensors(path, sources, {"format": "pt"})
-    return layers_path
+    return family.layers_path
 
 
 def _base_model_keys(base_config: Mapping[str, Any]) -> list[str]:
     """The keys of the base model as transformers builds it from its configuration."""
     with torch.device("meta"):
         return list(transformers.AutoModel.from_config(parse_model_config(base_config)).state_dict())
-
-
-def _layers_path(family: Family, keys: list[str]) -> str:
-    """Where the base model keeps its list of layers, such as `encoder.layer`."""
-    parts = next(iter(family.layer_keys(0, keys).values())).split(".")
-    return ".".join(parts[: parts.index("0")])
 
 
 def _merged_config(manifest: Manifest, base_config: Mapping[str, Any], layers_path: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chainfed.toolchain.families.base import ReferenceModule
 from chainfed.toolchain.steps import ProgramSettings
 
 Named = Mapping[str, Tensor]
@@ -52,8 +53,9 @@ class Reference:
     def __init__(self, settings: ProgramSettings) -> None:
         """Remember the settings; modules are made when a program first needs them."""
         self.settings = settings
-        self._layers: list[nn.Module] = []
-        self._embeddings: nn.Module | None = None
+        self._layers: list[ReferenceModule] = []
+        self._embeddings: ReferenceModule | None = None
+        self._output = settings.family.reference_output()
 
     def run(self, program: str, tensors: Named) -> dict[str, Tensor]:
         """Compute the outputs of a program from its named inputs.
@@ -70,23 +72,24 @@ class Reference:
     def _embed(self, tensors: Named) -> dict[str, Tensor]:
         if self._embeddings is None:
             self._embeddings = self.settings.family.reference_embeddings()
-        _load(self._embeddings, tensors, "embeddings.")
+        self._embeddings.load(_below(tensors, "embeddings."))
         with torch.no_grad():
             return {"h": self._embeddings(tensors["input_ids"])}
 
     def _block(self, tensors: Named) -> dict[str, Tensor]:
         layer = self._layer(0, tensors, "layer.")
         with torch.no_grad():
-            hidden = layer(tensors["h"], additive_mask(tensors["mask"]))
+            hidden = layer(tensors["h"], tensors["mask"])
             return {"h": Adapter(tensors["adapter.down"], tensors["adapter.up"])(hidden)}
 
     def _pool(self, tensors: Named) -> dict[str, Tensor]:
-        return {"features": self._pooled(tensors["h"], tensors["mask"])}
+        with torch.no_grad():
+            return {"features": self._pooled(tensors["h"], tensors)}
 
     def _score(self, tensors: Named) -> dict[str, Tensor]:
         head = Head(tensors["head.weight"], tensors["head.bias"], tensors["mean"], tensors["rstd"])
         with torch.no_grad():
-            logits = head(self._pooled(tensors["h"], tensors["mask"]))
+            logits = head(self._pooled(tensors["h"], tensors))
         loss, correct = _loss_and_correct(logits, tensors)
         return {"loss_sum": loss, "correct": correct, "logits": logits}
 
@@ -108,12 +111,12 @@ class Reference:
         final_head = self._window_head(tensors, "final")
         h, mask = tensors["h"], tensors["mask"]
         for i, module in enumerate(window):
-            h = module(self._layer(i, tensors, f"window.{i}.layer.")(h, additive_mask(mask)))
-        local_loss, correct = _loss_and_correct(local_head(self._pooled(h, mask)), tensors)
+            h = module(self._layer(i, tensors, f"window.{i}.layer.")(h, mask))
+        local_loss, correct = _loss_and_correct(local_head(self._pooled(h, tensors)), tensors)
         if "aux.down" in tensors:
             for down, up in zip(tensors["aux.down"], tensors["aux.up"], strict=True):
                 h = Adapter(down, up).requires_grad_(False)(h)
-        global_loss, _ = _loss_and_correct(final_head(self._pooled(h, mask)), tensors)
+        global_loss, _ = _loss_and_correct(final_head(self._pooled(h, tensors)), tensors)
         loss = local_loss + tensors["global_loss_weight"] * global_loss
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -134,13 +137,19 @@ class Reference:
         names = (f"trainable.{which}_head.weight", f"trainable.{which}_head.bias", f"{which}_mean", f"{which}_rstd")
         return Head(*(tensors[name] for name in names))
 
-    def _layer(self, index: int, tensors: Named, prefix: str) -> nn.Module:
+    def _layer(self, index: int, tensors: Named, prefix: str) -> ReferenceModule:
         while len(self._layers) <= index:
-            self._layers.append(self.settings.family.reference_layer().requires_grad_(False))
-        _load(self._layers[index], tensors, prefix)
+            self._layers.append(self.settings.family.reference_layer())
+        self._layers[index].load(_below(tensors, prefix))
         return self._layers[index]
 
-    def _pooled(self, h: Tensor, mask: Tensor) -> Tensor:
+    def _pooled(self, h: Tensor, tensors: Named) -> Tensor:
+        """What the model makes of a layer's output before a head, pooled: (B, S, D) -> (B, D)."""
+        mask = tensors["mask"]
+        self._output.load(_below(tensors, "output."))
+        h = self._output(h)
+        if self.settings.pooling == "last":
+            return h[torch.arange(len(h)), mask.sum(dim=1).long().clamp(min=1) - 1]
         if self.settings.pooling == "cls":
             return h[:, 0, :]
         summed = (h * mask[:, :, None]).sum(dim=1)
@@ -178,14 +187,8 @@ class Reference:
         return {"state.step": next(iter(states.values()))["step"], **first, **second}
 
 
-def additive_mask(mask: Tensor) -> Tensor:
-    """(B, S) of ones and zeros -> (B, 1, 1, S), zero for a token and the lowest float for padding."""
-    return (1.0 - mask)[:, None, None, :] * torch.finfo(mask.dtype).min
-
-
-def _load(module: nn.Module, tensors: Named, prefix: str) -> None:
-    names = [name for name, _ in module.named_parameters()]
-    module.load_state_dict({name: tensors[prefix + name] for name in names}, strict=False, assign=True)
+def _below(tensors: Named, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _loss_and_correct(logits: Tensor, tensors: Named) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from chainfed.toolchain.adapters import adapter, auxiliary_branch
-from chainfed.toolchain.families.base import Family
+from chainfed.toolchain.families.base import Family, Pooling
 from chainfed.toolchain.losses import (
-    Pooling,
     correct_count,
     global_perspective_loss,
     head_logits,
@@ -86,8 +85,8 @@ class ProgramSettings:
             raise ValueError(f"seq_len must lie between 1 and {self.family.max_seq_len}, the model's longest sequence")
         if any(not 1 <= size <= self.family.num_layers for size in self.windows):
             raise ValueError(f"window sizes must lie between 1 and {self.family.num_layers}, the number of layers")
-        if self.pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling {self.pooling!r} is unknown: use 'mean' or 'cls'")
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"pooling {self.pooling!r} is unknown: use one of {', '.join(get_args(Pooling))}")
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,12 @@ def block_program(settings: ProgramSettings) -> ProgramDefinition:
 def pool_program(settings: ProgramSettings) -> ProgramDefinition:
     """Hidden states -> one feature vector for each row."""
     features = TensorSpec("features", (settings.batch_size, settings.family.hidden_size))
-    return ProgramDefinition("pool", _hidden_and_mask(settings), (features,), partial(_pool, settings))
+    return ProgramDefinition("pool", _hidden_and_output(settings), (features,), partial(_pool, settings))
 
 
 def score_program(settings: ProgramSettings) -> ProgramDefinition:
     """Last hidden states and labels -> summed loss, correct count and logits."""
-    inputs = _hidden_and_mask(settings) + _specs("head.", _head_shapes(settings))
+    inputs = _hidden_and_output(settings) + _specs("head.", _head_shapes(settings))
     inputs += _statistics(settings, "mean", "rstd") + _batch(settings)
     logits = TensorSpec("logits", (settings.batch_size, settings.num_labels))
     outputs = (*_scalars("loss_sum", "correct"), logits)
@@ -181,7 +180,7 @@ def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefini
         stack = (after, settings.adapter_dim, family.hidden_size)
         inputs += _specs("aux.", {"down": stack, "up": stack})
     inputs += _statistics(settings, "local_mean", "local_rstd", "final_mean", "final_rstd")
-    inputs += _hidden_and_mask(settings) + _batch(settings)
+    inputs += _hidden_and_output(settings) + _batch(settings)
     inputs += _scalars("adapter_lr", "head_lr", "final_head_lr", "global_loss_weight")
     outputs = trainable + state + _scalars("loss", "local_loss", "global_loss", "correct")
     compute = partial(_window_step, settings, window_size)
@@ -199,11 +198,16 @@ def _block(settings: ProgramSettings, tensors: Named) -> Named:
 
 
 def _pool(settings: ProgramSettings, tensors: Named) -> Named:
-    return {"features": pool(tensors["h"], tensors["mask"], settings.pooling)}
+    return {"features": _features(settings, tensors, tensors["h"])}
+
+
+def _features(settings: ProgramSettings, tensors: Named, h: Tensor) -> Tensor:
+    """What heads see of a layer's output: finished as the model's own last layer's, and pooled. (B, S, D) -> (B, D)"""
+    return pool(settings.family.finish(_below(tensors, "output."), h), tensors["mask"], settings.pooling)
 
 
 def _score(settings: ProgramSettings, tensors: Named) -> Named:
-    features = pool(tensors["h"], tensors["mask"], settings.pooling)
+    features = _features(settings, tensors, tensors["h"])
     logits = head_logits(features, *_head(tensors, "head"), tensors["mean"], tensors["rstd"])
     batch = (tensors["labels"], tensors["sample_weights"])
     return {
@@ -248,7 +252,7 @@ def _window_objective(
         h = adapter(h, trainable[f"window.{index}.down"], trainable[f"window.{index}.up"])
     batch = (tensors["labels"], tensors["sample_weights"])
     local_logits = head_logits(
-        pool(h, mask, settings.pooling), *_head(trainable, "local_head"), tensors["local_mean"], tensors["local_rstd"]
+        _features(settings, tensors, h), *_head(trainable, "local_head"), tensors["local_mean"], tensors["local_rstd"]
     )
     local_loss = weighted_cross_entropy(local_logits, *batch)
     if settings.pooling == "cls":
@@ -256,7 +260,7 @@ def _window_objective(
     if window_size < settings.family.num_layers:
         h = auxiliary_branch(h, tensors["aux.down"], tensors["aux.up"])
     global_logits = head_logits(
-        pool(h, mask, settings.pooling), *_head(trainable, "final_head"), tensors["final_mean"], tensors["final_rstd"]
+        _features(settings, tensors, h), *_head(trainable, "final_head"), tensors["final_mean"], tensors["final_rstd"]
     )
     global_loss = weighted_cross_entropy(global_logits, *batch)
     loss = global_perspective_loss(local_loss, global_loss, tensors["global_loss_weight"])
@@ -310,6 +314,10 @@ def _hidden(settings: ProgramSettings) -> TensorSpec:
 
 def _hidden_and_mask(settings: ProgramSettings) -> tuple[TensorSpec, ...]:
     return _hidden(settings), TensorSpec("mask", (settings.batch_size, settings.seq_len))
+
+
+def _hidden_and_output(settings: ProgramSettings) -> tuple[TensorSpec, ...]:
+    return _hidden_and_mask(settings) + _specs("output.", settings.family.output_shapes)
 
 
 def _batch(settings: ProgramSettings) -> tuple[TensorSpec, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainfed.core.examples import Example
-from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file, window_program
+from chainfed.core.manifest import EMBEDDINGS_FILE, OUTPUT_FILE, TOKENIZER_FILE, Bundle, layer_file, window_program
 from chainfed.core.order import derive_seed
 from chainfed.runtime.feeds import block_feed, embedding_feed, head_feed, statistics_feed
 from chainfed.runtime.shards import Shard
@@ -80,6 +80,9 @@ class Cases:
         self._state = self._random_state()
         self._embeddings = Shard(bundle.path(EMBEDDINGS_FILE))
         self._shards = [Shard(bundle.path(layer_file(layer))) for layer in range(self._layers)]
+        self._output = {}
+        if self._manifest.model.output_tensors:
+            self._output = {f"output.{name}": t for name, t in Shard(bundle.path(OUTPUT_FILE)).tensors.items()}
         self._batches = self._make_batches(examples)
         self._run_reference(reference)
 
@@ -112,7 +115,7 @@ class Cases:
 
     def _head_cases(self, batch: _Batch) -> Iterator[Case]:
         last = self._layers - 1
-        h = {"h": batch.hidden[self._layers], "mask": batch.mask}
+        h = {"h": batch.hidden[self._layers], "mask": batch.mask} | self._output
         yield Case("pool", batch.description, h, batch.rows)
         yield Case("score", batch.description, h | head_feed(self._state, last) | _targets(batch, 1.0), batch.rows)
         features = {"features": self._randn(len(batch.ids), self._manifest.model.hidden_size)}
@@ -124,7 +127,7 @@ class Cases:
         end, last = first + size - 1, self._layers - 1
         final_stage = end == last
         defaults = self._manifest.defaults
-        feed: dict[str, Tensor] = {"h": batch.hidden[first], "mask": batch.mask} | _targets(batch)
+        feed: dict[str, Tensor] = {"h": batch.hidden[first], "mask": batch.mask} | _targets(batch) | self._output
         for index in range(size):
             shard = self._shards[first + index]
             feed |= {f"window.{index}.layer.{name}": tensor for name, tensor in shard.tensors.items()}
@@ -171,6 +174,8 @@ class Cases:
         tokens = tokenizer([example.text for example in chosen])
         labels = torch.tensor([example.label for example in chosen])
         ids = torch.randint(model.vocab_size, tokens.ids.shape, generator=self._generator)
+        pad = self._manifest.tokenizer.pad_token_id
+        ids = torch.where(ids == pad, (pad + 1) % model.vocab_size, ids)  # some models find padding by its id
         random_labels = torch.randint(self._manifest.num_labels, (size,), generator=self._generator)
         some = max(1, size - 1 - size // 4)
         return [
@@ -189,7 +194,7 @@ class Cases:
                 feed = {"h": batch.hidden[layer], "mask": batch.mask} | block_feed(shard, self._state, layer)
                 batch.hidden.append(reference.run("block", feed)["h"])
             text = self._batches[0]
-            features = reference.run("pool", {"h": text.hidden[-1], "mask": text.mask})["features"]
+            features = reference.run("pool", {"h": text.hidden[-1], "mask": text.mask} | self._output)["features"]
             self._state[f"statistics.{layer}.mean"] = features.mean(dim=0)
             variance = features.var(dim=0, correction=0)
             self._state[f"statistics.{layer}.rstd"] = torch.rsqrt(variance + 1e-2)

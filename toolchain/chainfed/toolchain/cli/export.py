@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -13,7 +14,7 @@ from chainfed.core.manifest import Bundle
 from chainfed.toolchain.cli.steps import shown_steps
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings, OptimizerName, read_labels
-from chainfed.toolchain.losses import Pooling
+from chainfed.toolchain.families.base import Pooling
 
 
 @click.command(epilog="Example: chainfed export ./bert-base --labels labels.json --out ./bundle --seq-len 64")
@@ -30,7 +31,9 @@ from chainfed.toolchain.losses import Pooling
     help="Window sizes to support, such as 1,2,3 (the default, as far as it fits).",
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--pooling", type=click.Choice(["mean", "cls"]), help="How tokens become features.  [default: by model]")
+@click.option(
+    "--pooling", type=click.Choice(get_args(Pooling)), help="How tokens become features.  [default: by model]"
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the initial adapters and heads.")
 @click.option("--force", is_flag=True, help="Replace the bundle that lies at --out.")
 @json_option

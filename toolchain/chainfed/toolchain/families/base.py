@@ -7,12 +7,13 @@ optimisers, programs) is the same for every family.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+Pooling = Literal["mean", "cls", "last"]
 Weights = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,6 +30,11 @@ class Family(Protocol):
 
     config: Any
     """The Hugging Face configuration this family was made from."""
+
+    @property
+    def layers_path(self) -> str:
+        """Where transformers' base model keeps its list of layers, such as ``encoder.layer``."""
+        ...
 
     @property
     def num_layers(self) -> int:
@@ -51,8 +57,8 @@ class Family(Protocol):
         ...
 
     @property
-    def default_pooling(self) -> str:
-        """How a classifier usually pools this family's output: ``"mean"`` or ``"cls"``."""
+    def default_pooling(self) -> Pooling:
+        """How a classifier pools this family's output unless told otherwise."""
         ...
 
     @property
@@ -63,6 +69,11 @@ class Family(Protocol):
     @property
     def layer_shapes(self) -> Shapes:
         """Local name -> shape of every tensor of one layer, in program order; the same for all layers."""
+        ...
+
+    @property
+    def output_shapes(self) -> Shapes:
+        """Local name -> shape of what stands between the last layer and a head: a final norm, or nothing."""
         ...
 
     def embed(self, weights: Weights, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -91,6 +102,20 @@ class Family(Protocol):
         """
         ...
 
+    def finish(self, weights: Weights, h: Tensor) -> Tensor:
+        """What the model does to the output of its last layer: a final norm, or nothing.
+
+        Heads see every layer's output this way.
+
+        Args:
+            weights: the tensors of :attr:`output_shapes`.
+            h: (B, S, D).
+
+        Returns:
+            (B, S, D)
+        """
+        ...
+
     def embedding_keys(self, checkpoint: Collection[str]) -> dict[str, str]:
         """Local embedding name -> key in a checkpoint that has the keys ``checkpoint``.
 
@@ -102,25 +127,64 @@ class Family(Protocol):
     def layer_keys(self, index: int, checkpoint: Collection[str]) -> dict[str, str]:
         """Local layer name -> key of layer ``index`` in a checkpoint that has the keys ``checkpoint``.
 
+        Tensors of :meth:`layer_constants` have no key.
+
         Raises:
             MissingWeightError: a tensor is not in the checkpoint.
             IndexError: there is no such layer.
         """
         ...
 
-    def reference_embeddings(self) -> nn.Module:
-        """transformers' own embedding module, with real storage, called as ``module(input_ids)``."""
+    def layer_constants(self, index: int) -> Weights:
+        """The tensors of layer ``index`` that come from the configuration.
+
+        They are what makes layers of different kinds, such as local and global attention, one program.
+        """
         ...
 
-    def reference_layer(self) -> nn.Module:
-        """transformers' own layer module, with real storage, called as ``module(h, additive_mask)``."""
+    def output_keys(self, checkpoint: Collection[str]) -> dict[str, str]:
+        """Local output name -> key in a checkpoint that has the keys ``checkpoint``.
+
+        Raises:
+            MissingWeightError: a tensor is not in the checkpoint.
+        """
+        ...
+
+    def reference_embeddings(self) -> ReferenceModule:
+        """transformers' own embedding module with storage, called as ``module(input_ids, mask)``."""
+        ...
+
+    def reference_layer(self) -> ReferenceModule:
+        """transformers' own layer module with storage, called as ``module(h, mask)``."""
+        ...
+
+    def reference_output(self) -> ReferenceModule:
+        """transformers' own final norm with storage, called as ``module(h)``."""
         ...
 
 
-def build_on_meta(module: type[nn.Module], config: Any) -> nn.Module:
-    """Build ``module(config)`` without memory for its weights, in evaluation mode."""
+class ReferenceModule(nn.Module):
+    """A module of the eager reference: it is given its tensors by local names, and computes as transformers does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Keep ``module`` in evaluation mode; nothing in it is trained."""
+        super().__init__()
+        self.module = module.eval().requires_grad_(False)
+
+    def load(self, tensors: Weights) -> None:
+        """Take the tensors of one layer, the embeddings, or the output, by local names."""
+        self.module.load_state_dict(dict(tensors), strict=False, assign=True)
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        """Call the module with the first argument alone."""
+        result: Tensor = self.module(arguments[0])
+        return result
+
+
+def build_on_meta(make: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+    """Build ``make(*arguments)`` without memory for its weights, in evaluation mode."""
     with torch.device("meta"):
-        return module(config).eval()
+        return make(*arguments).eval()
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -7,12 +7,40 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from chainfed.toolchain.families.base import Family
-from chainfed.toolchain.families.bert import BertFamily
+from chainfed.toolchain.families.encoder import (
+    BertFamily,
+    DistilBertFamily,
+    ElectraFamily,
+    RobertaFamily,
+    XlmRobertaFamily,
+)
+from chainfed.toolchain.families.rotary import (
+    Gemma2Family,
+    Gemma3Family,
+    LlamaFamily,
+    MistralFamily,
+    ModernBertFamily,
+    Qwen2Family,
+    Qwen3Family,
+)
 
 ENTRY_POINT_GROUP = "chainfed.families"
 """Group whose entry points are named by ``model_type`` and load to a callable: configuration -> family."""
 
-_BUILT_IN: dict[str, Callable[[Any], Family]] = {"bert": BertFamily}
+_BUILT_IN: dict[str, Callable[[Any], Family]] = {
+    "bert": BertFamily,
+    "distilbert": DistilBertFamily,
+    "electra": ElectraFamily,
+    "gemma2": Gemma2Family,
+    "gemma3_text": Gemma3Family,
+    "llama": LlamaFamily,
+    "mistral": MistralFamily,
+    "modernbert": ModernBertFamily,
+    "qwen2": Qwen2Family,
+    "qwen3": Qwen3Family,
+    "roberta": RobertaFamily,
+    "xlm-roberta": XlmRobertaFamily,
+}
 
 
 class UnsupportedModelError(ValueError):

@@ -39,6 +39,13 @@ class ChainFedLayer(nn.Module):
         self.layer = layer
         self.adapter = adapter
 
+    def __getattr__(self, name: str) -> Any:
+        """What the base model asks of its layers, such as how far they attend, the layer answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns, with the adapter applied to its hidden states."""
         output = self.layer(*args, **kwargs)
@@ -101,6 +108,9 @@ class ChainFedForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         """(B, S, D) -> (B, D)"""
         if self.config.pooling == "cls":
             return h[:, 0]
+        if self.config.pooling == "last":
+            last = h.shape[1] - 1 if attention_mask is None else attention_mask.sum(dim=1).clamp(min=1) - 1
+            return h[torch.arange(len(h)), last]
         if attention_mask is None:
             return h.mean(dim=1)
         mask = attention_mask.to(h.dtype)

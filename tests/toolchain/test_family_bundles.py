@@ -1,0 +1,142 @@
+"""Each family from a Hugging Face folder to a bundle and back: programs against eager, logits against transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from chainfed.core.examples import Example
+from chainfed.core.manifest import Bundle
+from chainfed.core.tensors import encode
+from chainfed.runtime.prediction import predict
+from chainfed.toolchain.export import export_bundle
+from chainfed.toolchain.export_settings import ExportSettings
+from chainfed.toolchain.merge import merge_bundle
+from chainfed.toolchain.verify import verify_bundle
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+_DECODER: dict[str, Any] = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+_LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
+_CONFIGURATIONS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "distilbert": (transformers.DistilBertConfig, {}),
+    "electra": (transformers.ElectraConfig, {"embedding_size": 16}),
+    "roberta": (transformers.RobertaConfig, {}),
+    "xlm-roberta": (transformers.XLMRobertaConfig, {}),
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "llama": (transformers.LlamaConfig, _DECODER),
+    "mistral": (transformers.MistralConfig, _DECODER | {"sliding_window": 4}),
+    "qwen2": (transformers.Qwen2Config, _DECODER),
+    "qwen3": (transformers.Qwen3Config, _DECODER | {"head_dim": 16}),
+    "gemma2": (transformers.Gemma2Config, _DECODER | {"head_dim": 16, "sliding_window": 4}),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        _DECODER | {"head_dim": 16, "sliding_window": 4, "layer_types": _LOCAL_AND_GLOBAL},
+    ),
+}
+_QUICK = ("roberta", "modernbert", "llama")
+_LABELS = ("animals", "machines", "plants")
+_TEXTS = ("a cat and the dog", "pump", "the dog is on a tree and the cat is not on it", "dog cat dog")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, id=name, marks=() if name in _QUICK else pytest.mark.slow) for name in _CONFIGURATIONS],
+)
+def family_model(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of a family with the tokenizer of the tiny model."""
+    make, own = _CONFIGURATIONS[request.param]
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    vocabulary = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(make(**_SIZES, **own, vocab_size=vocabulary)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def family_bundle(family_model: Path) -> Bundle:
+    """Its bundle, with windows of one layer and of all."""
+    out = family_model.parent / "bundle"
+    return export_bundle(
+        ExportSettings(str(family_model), _LABELS, out, seq_len=12, batch_size=4, adapter_dim=8, windows=(1, 2))
+    )
+
+
+def test_every_program_agrees_with_eager(family_bundle: Bundle) -> None:
+    verification = verify_bundle(family_bundle)
+    errors = {name: report.max_error for name, report in verification.programs.items()}
+    assert verification.ok
+    assert max(errors.values()) < 2e-5, errors
+
+
+def test_with_fresh_adapters_the_programs_are_the_model(family_bundle: Bundle, family_model: Path) -> None:
+    """A fresh adapter is the identity, so a head over the chain is a head over the model's own last hidden states."""
+    state = _random_state(family_bundle)
+    state |= {name: np.zeros_like(tensor) for name, tensor in state.items() if name.endswith(".up")}
+    logits = predict(family_bundle, state, [Example(text, 0) for text in _TEXTS]).logits
+    model = transformers.AutoModel.from_pretrained(family_model).eval()
+    batch = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(family_model / "tokenizer.json"), pad_token="[PAD]"
+    )(list(_TEXTS), truncation=True, max_length=12, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    features = _pooled(hidden, batch["attention_mask"], family_bundle.manifest.task.pooling).numpy()
+    standardised = (features - state["statistics.1.mean"]) * state["statistics.1.rstd"]
+    expected = standardised @ state["heads.1.weight"].T + state["heads.1.bias"]
+    assert np.abs(logits - expected).max() < 1e-4
+
+
+def test_the_merged_folder_gives_the_logits_of_the_programs(
+    family_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    state = _random_state(family_bundle)
+    path = tmp_path / "adapters.safetensors"
+    path.write_bytes(encode(state))
+    merged = merge_bundle(family_bundle, path, tmp_path / "merged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(merged, trust_remote_code=True)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(merged, trust_remote_code=True)
+    batch = tokenizer(list(_TEXTS), truncation=True, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        logits = model(**batch).logits.numpy()
+    programs = predict(family_bundle, state, [Example(text, 0) for text in _TEXTS]).logits
+    assert np.abs(logits - programs).max() < 1e-4
+
+
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    if pooling == "last":
+        return torch.stack([row[int(count) - 1] for row, count in zip(hidden, mask.sum(1), strict=True)])
+    return torch.stack([row[: int(count)].mean(0) for row, count in zip(hidden, mask.sum(1), strict=True)])
+
+
+def _random_state(bundle: Bundle) -> dict[str, Any]:
+    """A model state in which nothing is trivial."""
+    generator = np.random.default_rng(3)
+    shapes = bundle.manifest.state_shapes()
+    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
+    return state | {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}
