@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +117,27 @@ def largest_difference(actual: Named, expected: Named) -> float:
 def difference() -> Callable[[Named, Named], float]:
     """`difference(actual, expected)`: the largest one over all outputs."""
     return largest_difference
+
+
+@pytest.fixture
+def load_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Any, Any]]:
+    """`load_merged(folder)`: tokenizer and classifier of a merged folder, its code imported from this test's folder.
+
+    transformers imports the code of all models as one package, which would still be that of an earlier test.
+    """
+    import transformers
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # transformers adds the folder, and would for good
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
+
+    def load(folder: Path) -> tuple[Any, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+        return tokenizer, model
+
+    return load

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +107,12 @@ def test_with_fresh_adapters_the_programs_are_the_model(family_bundle: Bundle, f
 
 
 def test_the_merged_folder_gives_the_logits_of_the_programs(
-    family_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family_bundle: Bundle, tmp_path: Path, load_merged: Any
 ) -> None:
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     state = _random_state(family_bundle)
     path = tmp_path / "adapters.safetensors"
     path.write_bytes(encode(state))
-    merged = merge_bundle(family_bundle, path, tmp_path / "merged")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(merged, trust_remote_code=True)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(merged, trust_remote_code=True)
+    tokenizer, model = load_merged(merge_bundle(family_bundle, path, tmp_path / "merged"))
     batch = tokenizer(list(_TEXTS), truncation=True, padding=True, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
         logits = model(**batch).logits.numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,10 @@ def merged(tiny_bundle: Bundle, tuned: tuple[Tensors, Path], tmp_path_factory: p
 
 
 @pytest.fixture
-def loaded(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+def loaded(merged: Path, load_merged: Any) -> tuple[Any, Any]:
     """The tokenizer and the model, as transformers loads them."""
-    import transformers
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(merged, trust_remote_code=True)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(merged, trust_remote_code=True)
-    return tokenizer, model
+    result: tuple[Any, Any] = load_merged(merged)
+    return result
 
 
 def test_logits_accuracy_and_loss_are_those_of_the_programs(
