@@ -7,6 +7,7 @@ layer over the bundle's own weights; adapters and heads are random, so that no b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from chainfed.core.examples import Example
-from chainfed.core.manifest import EMBEDDINGS_FILE, OUTPUT_FILE, TOKENIZER_FILE, Bundle, layer_file, window_program
+from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file, window_program
 from chainfed.core.order import derive_seed
-from chainfed.runtime.feeds import block_feed, embedding_feed, head_feed, statistics_feed
+from chainfed.runtime.feeds import block_feed, embedding_feed, head_feed, output_feed, statistics_feed
 from chainfed.runtime.shards import Shard
 from chainfed.runtime.tokenization import Tokenizer
 from chainfed.toolchain.reference import Reference
@@ -80,9 +81,8 @@ class Cases:
         self._state = self._random_state()
         self._embeddings = Shard(bundle.path(EMBEDDINGS_FILE))
         self._shards = [Shard(bundle.path(layer_file(layer))) for layer in range(self._layers)]
-        self._output = {}
-        if self._manifest.model.output_tensors:
-            self._output = {f"output.{name}": t for name, t in Shard(bundle.path(OUTPUT_FILE)).tensors.items()}
+        self._mapped = ExitStack()
+        self._output = self._mapped.enter_context(output_feed(bundle.manifest, bundle.path))
         self._batches = self._make_batches(examples)
         self._run_reference(reference)
 

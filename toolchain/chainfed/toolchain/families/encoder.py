@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -16,38 +14,20 @@ from transformers.models.electra.modeling_electra import ElectraEmbeddings, Elec
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings, RobertaLayer
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings, XLMRobertaLayer
 
-from chainfed.toolchain.families.base import (
-    Pooling,
-    ReferenceModule,
-    Shapes,
-    Weights,
-    build_on_meta,
-    find_keys,
-    shapes_of,
-)
+from chainfed.toolchain.families.base import ReferenceModule, Weights
+from chainfed.toolchain.families.modules import ModuleFamily
 
 _MASKED_SCORE = -1e9
 
 
-class EncoderFamily:
-    """Learned positions, then layers called as ``layer(h, additive_mask)``.
-
-    A subclass says which of transformers' modules these are and where a checkpoint keeps their tensors. The modules are
-    built without storage and called functionally with the weights that a program is given.
-    """
+class EncoderFamily(ModuleFamily):
+    """Learned positions, then layers called as ``layer(h, additive_mask)`` that end with a norm of their own."""
 
     embeddings_type: ClassVar[type[nn.Module]]
-    """transformers' embedding module, made from the configuration."""
-    layer_type: ClassVar[type[nn.Module]]
-    """transformers' layer module, made from the configuration."""
-    roots: ClassVar[tuple[str, ...]]
-    """What may stand before a key: the base model's name inside a ``...For...`` model, or nothing."""
-    embeddings_prefix: ClassVar[str] = "embeddings."
-    """Where the base model keeps its embeddings."""
-    layers_path: ClassVar[str] = "encoder.layer"
-    """Where the base model keeps its list of layers."""
-    default_pooling: ClassVar[Pooling] = "mean"
-    """Mean pooling: it does well on every encoder, on middle layers too, and needs no pooler weights."""
+    """transformers' embedding module, made from the configuration, as the layer module is."""
+    embeddings_prefix = "embeddings."
+    layers_path = "encoder.layer"
+    default_pooling = "mean"  # does well on every encoder, on middle layers too, and needs no pooler weights
 
     def __init__(self, config: Any) -> None:
         """Read the dimensions from a transformers configuration.
@@ -57,51 +37,15 @@ class EncoderFamily:
         """
         if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
             raise ValueError(f"a {config.model_type} model configured as a decoder is not supported, only encoders are")
-        self.config = copy.deepcopy(config)
-        self.config._attn_implementation = "eager"
-        self._embeddings = build_on_meta(self.embeddings_type, self.config)
-        self._layer = build_on_meta(self.layer_type, self.config)
+        super().__init__(config)
 
-    @property
-    def num_layers(self) -> int:
-        """Number of layers, L in the paper."""
-        return int(self.config.num_hidden_layers)
+    def make_embeddings(self) -> nn.Module:
+        """The embedding module."""
+        return self.embeddings_type(self.config)
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states, D."""
-        return int(self.config.hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows in the token embedding."""
-        return int(self.config.vocab_size)
-
-    @property
-    def max_seq_len(self) -> int:
-        """The longest sequence the position embedding covers."""
-        return int(self.config.max_position_embeddings)
-
-    @property
-    def embedding_shapes(self) -> Shapes:
-        """Local name -> shape of every embedding tensor."""
-        return shapes_of(self._embeddings)
-
-    @property
-    def layer_shapes(self) -> Shapes:
-        """Local name -> shape of every tensor of one layer."""
-        return shapes_of(self._layer)
-
-    @property
-    def output_shapes(self) -> Shapes:
-        """Nothing: the layers end with a norm of their own."""
-        return {}
-
-    def embed(self, weights: Weights, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Token embeddings with positions, normalised: (B, S) int64 -> (B, S, D)."""
-        arguments = self.embedding_arguments(mask)
-        hidden: Tensor = functional_call(self._embeddings, dict(weights), (input_ids,), arguments)
-        return hidden
+    def make_layer(self) -> nn.Module:
+        """The layer module."""
+        return self.layer_type(self.config)
 
     def embedding_arguments(self, mask: Tensor) -> dict[str, Tensor]:
         """What the embedding module takes beside the tokens: the position of each, counted with padding, and type 0."""
@@ -114,51 +58,9 @@ class EncoderFamily:
         hidden: Tensor = functional_call(self._layer, dict(weights), (h, additive))
         return hidden
 
-    def finish(self, weights: Weights, h: Tensor) -> Tensor:
-        """Nothing to do: (B, S, D) -> (B, S, D)."""
-        del weights
-        return h
-
-    def embedding_keys(self, checkpoint: Collection[str]) -> dict[str, str]:
-        """Local embedding name -> checkpoint key, under any of the roots.
-
-        Raises:
-            MissingWeightError: a tensor is not in the checkpoint.
-        """
-        return find_keys(self.embedding_shapes.keys(), self.embeddings_prefix, self.roots, checkpoint)
-
-    def layer_keys(self, index: int, checkpoint: Collection[str]) -> dict[str, str]:
-        """Local layer name -> checkpoint key of layer ``index``, under any of the roots.
-
-        Raises:
-            MissingWeightError: a tensor is not in the checkpoint.
-            IndexError: there is no such layer.
-        """
-        if not 0 <= index < self.num_layers:
-            raise IndexError(f"layer {index} of a model with {self.num_layers} layers")
-        return find_keys(self.layer_shapes.keys(), f"{self.layers_path}.{index}.", self.roots, checkpoint)
-
-    def layer_constants(self, index: int) -> Weights:
-        """Nothing: all layers are of one kind."""
-        del index
-        return {}
-
-    def output_keys(self, checkpoint: Collection[str]) -> dict[str, str]:
-        """Nothing to look for."""
-        del checkpoint
-        return {}
-
-    def reference_embeddings(self) -> ReferenceModule:
-        """The embedding module, which finds positions and types itself."""
-        return ReferenceModule(self.embeddings_type(self.config))
-
     def reference_layer(self) -> ReferenceModule:
         """The layer module."""
-        return _MaskedReference(self.layer_type(self.config))
-
-    def reference_output(self) -> ReferenceModule:
-        """Nothing."""
-        return ReferenceModule(nn.Identity())
+        return _MaskedReference(self.make_layer())
 
 
 class _MaskedReference(ReferenceModule):

@@ -6,8 +6,6 @@ the layer's weights, so one program serves them all.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -33,15 +31,8 @@ from transformers.models.modernbert.modeling_modernbert import (
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from chainfed.toolchain.families.base import (
-    Pooling,
-    ReferenceModule,
-    Shapes,
-    Weights,
-    build_on_meta,
-    find_keys,
-    shapes_of,
-)
+from chainfed.toolchain.families.base import Pooling, ReferenceModule, Weights, shapes_of
+from chainfed.toolchain.families.modules import ModuleFamily
 
 _MASKED_SCORE = -1e9
 _UNLIMITED = 1e9  # a distance that no sequence has
@@ -49,35 +40,25 @@ _POSITIONS = "positions."
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
-class RotaryFamily:
+class RotaryFamily(ModuleFamily):
     """Token embeddings, then layers called as ``layer(h, attention_mask=, position_embeddings=)``, then a final norm.
-
-    A subclass says which of transformers' modules these are and where a checkpoint keeps their tensors. The modules are
-    built without storage and called functionally with the weights that a program is given.
 
     Beside its weights a layer has ``positions.inv_freq`` (head size / 2), the angle by which a pair of channels turns
     from one position to the next; ``positions.scaling`` (), a factor of sines and cosines; and ``positions.reach`` (),
     the largest distance between positions at which it attends.
     """
 
-    layer_type: ClassVar[type[nn.Module]]
-    """transformers' layer module, made from the configuration and an index."""
     norm_type: ClassVar[type[nn.Module]]
     """transformers' final norm, made from the hidden size and ``eps``."""
     rotary_type: ClassVar[type[nn.Module]]
     """transformers' module of the frequencies, made from the configuration."""
-    roots: ClassVar[tuple[str, ...]] = ("model.", "")
-    """What may stand before a key: the base model's name inside a ``...For...`` model, or nothing."""
-    embeddings_prefix: ClassVar[str] = "embed_tokens."
-    """Where the base model keeps its embeddings."""
-    layers_path: ClassVar[str] = "layers"
-    """Where the base model keeps its list of layers."""
-    output_prefix: ClassVar[str] = "norm."
-    """Where the base model keeps its final norm."""
     causal: ClassVar[bool] = True
     """Whether a position attends to those before it only."""
-    default_pooling: ClassVar[Pooling] = "last"
-    """The last token: it is the only one that has seen the whole text."""
+    roots = ("model.", "")
+    embeddings_prefix = "embed_tokens."
+    layers_path = "layers"
+    output_prefix = "norm."
+    default_pooling: ClassVar[Pooling] = "last"  # the only token that has seen the whole text
 
     def __init__(self, config: Any) -> None:
         """Read the dimensions from a transformers configuration.
@@ -85,11 +66,7 @@ class RotaryFamily:
         Raises:
             ValueError: its positions depend on the length of the text, which a program cannot follow.
         """
-        self.config = copy.deepcopy(config)
-        self.config._attn_implementation = "eager"
-        self._embeddings = build_on_meta(self.make_embeddings)
-        self._layer = build_on_meta(self.make_layer)
-        self._output = build_on_meta(self.make_output)
+        super().__init__(config)
         self._rotary: Any = self.rotary_type(self.config)
         kinds: Any = self._rotary.rope_type
         used = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
@@ -108,48 +85,6 @@ class RotaryFamily:
         """The final norm."""
         return self.norm_type(self.hidden_size, eps=self.config.rms_norm_eps)
 
-    @property
-    def num_layers(self) -> int:
-        """Number of layers, L in the paper."""
-        return int(self.config.num_hidden_layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states, D."""
-        return int(self.config.hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows in the token embedding."""
-        return int(self.config.vocab_size)
-
-    @property
-    def max_seq_len(self) -> int:
-        """The longest sequence the model was made for."""
-        return int(self.config.max_position_embeddings)
-
-    @property
-    def embedding_shapes(self) -> Shapes:
-        """Local name -> shape of every embedding tensor."""
-        return shapes_of(self._embeddings)
-
-    @property
-    def layer_shapes(self) -> Shapes:
-        """Local name -> shape of every tensor of one layer, those of its positions last."""
-        positions = {name: tuple(tensor.shape) for name, tensor in self._positions(0).items()}
-        return shapes_of(self._layer) | positions
-
-    @property
-    def output_shapes(self) -> Shapes:
-        """Local name -> shape of the tensors of the final norm."""
-        return shapes_of(self._output)
-
-    def embed(self, weights: Weights, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Token embeddings: (B, S) int64 -> (B, S, D)."""
-        del mask  # positions enter in the layers
-        hidden: Tensor = functional_call(self._embeddings, dict(weights), (input_ids,))
-        return hidden
-
     def layer(self, weights: Weights, h: Tensor, mask: Tensor) -> Tensor:
         """Self-attention and feed-forward of one layer: (B, S, D) -> (B, S, D)."""
         own = {name: tensor for name, tensor in weights.items() if not name.startswith(_POSITIONS)}
@@ -166,61 +101,12 @@ class RotaryFamily:
         hidden: Tensor = functional_call(self._layer, own, (h,), arguments)
         return hidden
 
-    def finish(self, weights: Weights, h: Tensor) -> Tensor:
-        """The final norm: (B, S, D) -> (B, S, D)."""
-        finished: Tensor = functional_call(self._output, dict(weights), (h,))
-        return finished
-
-    def embedding_keys(self, checkpoint: Collection[str]) -> dict[str, str]:
-        """Local embedding name -> checkpoint key, under any of the roots.
-
-        Raises:
-            MissingWeightError: a tensor is not in the checkpoint.
-        """
-        return find_keys(self.embedding_shapes.keys(), self.embeddings_prefix, self.roots, checkpoint)
-
-    def layer_keys(self, index: int, checkpoint: Collection[str]) -> dict[str, str]:
-        """Local layer name -> checkpoint key of layer ``index``, under any of the roots.
-
-        Raises:
-            MissingWeightError: a tensor is not in the checkpoint.
-            IndexError: there is no such layer.
-        """
-        if not 0 <= index < self.num_layers:
-            raise IndexError(f"layer {index} of a model with {self.num_layers} layers")
-        stored = {name: self.stored_name(name) for name in self.layer_shapes if name not in self.layer_constants(index)}
-        keys = find_keys(stored.values(), f"{self.layers_path}.{index}.", self.roots, checkpoint)
-        return {name: keys[spelling] for name, spelling in stored.items()}
-
-    def stored_name(self, name: str) -> str:
-        """How a checkpoint spells the local name of a layer's tensor."""
-        return name
-
-    def layer_constants(self, index: int) -> Weights:
-        """How far layer ``index`` attends, and its frequencies."""
-        return self._positions(index)
-
-    def output_keys(self, checkpoint: Collection[str]) -> dict[str, str]:
-        """Local name of the final norm's tensors -> checkpoint key, under any of the roots.
-
-        Raises:
-            MissingWeightError: a tensor is not in the checkpoint.
-        """
-        return find_keys(self.output_shapes.keys(), self.output_prefix, self.roots, checkpoint)
-
-    def reference_embeddings(self) -> ReferenceModule:
-        """The embedding module."""
-        return ReferenceModule(self.make_embeddings())
-
     def reference_layer(self) -> ReferenceModule:
         """The layer module, with sines, cosines and mask worked out step by step."""
         return _RotaryReference(self.make_layer(), self.causal)
 
-    def reference_output(self) -> ReferenceModule:
-        """The final norm."""
-        return ReferenceModule(self.make_output())
-
-    def _positions(self, index: int) -> dict[str, Tensor]:
+    def layer_constants(self, index: int) -> Weights:
+        """How far layer ``index`` attends, and its frequencies."""
         kinds = getattr(self.config, "layer_types", None)
         window = getattr(self.config, "sliding_window", None)
         if kinds is not None and kinds[index] != "sliding_attention":
