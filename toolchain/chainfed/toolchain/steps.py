@@ -246,10 +246,7 @@ def _window_objective(
     settings: ProgramSettings, window_size: int, tensors: Named, trainable: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The stage's loss as a function of what it trains; the parts of it are returned beside it."""
-    h, mask = tensors["h"], tensors["mask"]
-    for index in range(window_size):
-        h = settings.family.layer(_below(tensors, f"window.{index}.layer."), h, mask)
-        h = adapter(h, trainable[f"window.{index}.down"], trainable[f"window.{index}.up"])
+    h = window_output(settings, window_size, tensors, trainable)
     batch = (tensors["labels"], tensors["sample_weights"])
     local_logits = head_logits(
         _features(settings, tensors, h), *_head(trainable, "local_head"), tensors["local_mean"], tensors["local_rstd"]
@@ -266,6 +263,15 @@ def _window_objective(
     loss = global_perspective_loss(local_loss, global_loss, tensors["global_loss_weight"])
     parts = {"local_loss": local_loss, "global_loss": global_loss, "correct": correct_count(local_logits, *batch)}
     return loss, parts
+
+
+def window_output(settings: ProgramSettings, window_size: int, tensors: Named, trainable: Named) -> Tensor:
+    """Run a window's layers, each with its adapter: (B, S, D) -> (B, S, D)."""
+    h = tensors["h"]
+    for index in range(window_size):
+        h = settings.family.layer(_below(tensors, f"window.{index}.layer."), h, tensors["mask"])
+        h = adapter(h, trainable[f"window.{index}.down"], trainable[f"window.{index}.up"])
+    return h
 
 
 def _window_trainables(settings: ProgramSettings, window_size: int) -> dict[str, tuple[int, ...]]:
