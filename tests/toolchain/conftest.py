@@ -15,7 +15,7 @@ from transformers import BertConfig
 
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.optimizers import OptimizerSettings
-from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings
+from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
 
 Named = Mapping[str, Tensor]
 MakeInputs = Callable[..., dict[str, Tensor]]

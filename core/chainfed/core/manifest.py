@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chainfed.core.errors import BundleError
 from chainfed.core.tensors import sha256_file, sha256_hex, state_shapes
@@ -19,6 +19,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "weights/embeddings.safetensors"
 OUTPUT_FILE = "weights/output.safetensors"
+LANGUAGE_HEAD_FILE = "weights/lm_head.safetensors"
 
 
 def layer_file(layer: int) -> str:
@@ -83,6 +84,13 @@ class MemoryPlan(_Part):
     file_bytes: NonNegative
 
 
+class LanguageHead(_Part):
+    """Where a language model's head lies, one (vocabulary, hidden) tensor; a tied one is the token embeddings'."""
+
+    file: str
+    tensor: str
+
+
 class ModelFacts(_Part):
     """The frozen model."""
 
@@ -94,14 +102,45 @@ class ModelFacts(_Part):
     embedding_tensors: tuple[str, ...]
     layer_tensors: tuple[str, ...]
     output_tensors: tuple[str, ...] = ()
+    language_head: LanguageHead | None = None
+
+
+class Chat(_Part):
+    """How a conversation becomes one text, by what stands between the contents of its turns.
+
+    `between["user>assistant"]` stands between a user's turn and the answer; "start" and "end" are the ends of the
+    conversation, and `between["user>"]` asks for an answer. `end_of_turn` is the part after an answer that the model
+    learns to say. `strip`: contents lose the white space around them. `special_tokens`: the tokenizer adds its own.
+    """
+
+    between: dict[str, str]
+    end_of_turn: str
+    strip: bool
+    special_tokens: bool
 
 
 class Task(_Part):
-    """What is learnt. `labels[k]` names label k."""
+    """What is learnt.
 
-    kind: Literal["classification"]
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    pooling: Literal["mean", "cls", "last"]
+    A classifier has `labels`, of which `labels[k]` names label k, and `pooling`. A language model sends at most
+    `max_target_tokens` positions of a batch through its head, has several texts in a row where `packing` is set, and
+    reads conversations by `chat`.
+    """
+
+    kind: Literal["classification", "language_modelling"]
+    labels: tuple[str, ...] = ()
+    pooling: Literal["mean", "cls", "last"] | None = None
+    max_target_tokens: NonNegative = 0
+    packing: bool = False
+    chat: Chat | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "classification" and (len(self.labels) < 2 or self.pooling is None):
+            raise ValueError("a classifier needs at least two labels and a pooling")
+        if self.kind == "language_modelling" and (self.labels or self.max_target_tokens < 1):
+            raise ValueError("a language model has no labels and at least one target a batch")
+        return self
 
 
 class Tokenizer(_Part):
@@ -150,8 +189,11 @@ class TrainingDefaults(_Part):
 
 
 class Manifest(_Part):
-    """The whole manifest. `programs` are keyed "embed", "block", "pool", "head", "score", "window_q1" ...; `windows`
-    by Q."""
+    """The whole manifest.
+
+    `programs` are keyed "embed", "block", "score", "window_q1" ..., a classifier's also "pool" and "head", a language
+    model's "next"; `windows` by Q.
+    """
 
     format: Literal["chainfed-bundle"]
     format_version: int
@@ -170,14 +212,25 @@ class Manifest(_Part):
 
     @property
     def num_labels(self) -> int:
-        """Labels of the task."""
+        """Labels of the task; a language model has none, and then neither heads nor statistics."""
         return len(self.task.labels)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task is to predict tokens."""
+        return self.task.kind == "language_modelling"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether texts can be read; a language model without a tokenizer takes token ids alone."""
+        return TOKENIZER_FILE in self.files
 
     def weight_files(self, num_layers: int | None = None) -> list[str]:
         """The shards of frozen weights that it takes to run the first `num_layers` layers (None: all) and a head."""
         count = self.model.num_layers if num_layers is None else num_layers
         output = [OUTPUT_FILE] if self.model.output_tensors else []
-        return [EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output]
+        head = [self.model.language_head.file] if self.model.language_head else []
+        return list(dict.fromkeys([EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output, *head]))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the model state."""

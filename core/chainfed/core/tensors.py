@@ -7,6 +7,8 @@ For a model of L layers (0-based), hidden size D, bottleneck A and C labels the 
   is the final head;
 - `statistics.{i}.mean` [D] and `statistics.{i}.rstd` [D]: what standardises the pooled features of layer i before a
   head.
+
+A language model (no labels) has the adapters alone.
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ def statistics_names(layer: int) -> tuple[str, str]:
 
 
 def state_shapes(num_layers: int, hidden_size: int, bottleneck: int, num_labels: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the model state."""
+    """Name and shape of every tensor of the model state; without labels it is the adapters alone."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(num_layers):
         shapes |= dict.fromkeys(adapter_names(layer), (bottleneck, hidden_size))
+        if not num_labels:
+            continue
         weight, bias = head_names(layer)
         shapes |= {weight: (num_labels, hidden_size), bias: (num_labels,)}
         shapes |= dict.fromkeys(statistics_names(layer), (hidden_size,))

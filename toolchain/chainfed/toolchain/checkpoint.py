@@ -16,7 +16,8 @@ import transformers
 
 from chainfed.core.errors import ModelError
 from chainfed.core.manifest import CONFIG_FILE, TOKENIZER_FILE
-from chainfed.core.tensors import Tensors
+from chainfed.core.tensors import FloatArray, Tensors
+from chainfed.toolchain.chat_format import TEMPLATE_FILE
 from chainfed.toolchain.families import (
     Family,
     MissingWeightError,
@@ -30,7 +31,7 @@ WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.txt"
 
-_HUB_PATTERNS = [CONFIG_FILE, "model*.safetensors", WEIGHTS_INDEX_FILE, "*token*.json", VOCABULARY_FILE]
+_HUB_PATTERNS = [CONFIG_FILE, "model*.safetensors", WEIGHTS_INDEX_FILE, "*token*.json", VOCABULARY_FILE, TEMPLATE_FILE]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _PRIVATE_SETTINGS = ("_name_or_path", "name_or_path", "transformers_version")
@@ -68,10 +69,38 @@ class Checkpoint:
         """
         return self._read(self._keys("output"), self.family.output_shapes)
 
-    def check_weights(self) -> None:
+    def language_head(self) -> tuple[str, FloatArray | None]:
+        """A language model's head (V, D) float32; for a tied one, only which embedding tensor it is.
+
+        Raises ModelError when it is missing or misshapen.
+        """
+        key = self._language_head_key()
+        tied = [name for name, embedding in self._keys("embeddings").items() if embedding == key]
+        if tied:
+            return tied[0], None
+        shape = (self.family.vocab_size, self.family.hidden_size)
+        return "weight", self._read({"weight": key}, {"weight": shape})["weight"]
+
+    def check_weights(self, language_model: bool) -> None:
         """Raises ModelError unless every tensor that the family needs is there; reads none of them."""
         for part in ("embeddings", *range(self.family.num_layers), "output"):
             self._keys(part)
+        if language_model:
+            self._language_head_key()
+
+    def _language_head_key(self) -> str:
+        try:
+            return self.family.language_head_key(self._files.keys())
+        except MissingWeightError as error:
+            raise ModelError(
+                f"{self.folder} has no language-model head ({error}); give a folder that was saved from a "
+                "...ForCausalLM model."
+            ) from error
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder brings a tokenizer."""
+        return any((self.folder / name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The fast tokenizer, from `tokenizer.json` or else built from the vocabulary.
@@ -102,20 +131,26 @@ class Checkpoint:
             )
         return tokenizer
 
-    def pad_token_id(self, tokenizer: tokenizers.Tokenizer) -> int:
+    def pad_token_id(self, tokenizer: tokenizers.Tokenizer | None) -> int:
         """What fills a short row: the model's padding token, else a usual one, else id 0."""
         configured = self.config.get("pad_token_id")
         if isinstance(configured, int) and 0 <= configured < self.family.vocab_size:
             return configured
+        if tokenizer is None:
+            return 0
         usual = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         return next((token_id for token_id in usual if token_id is not None), 0)
 
     def special_tokens(self) -> dict[str, str]:
         """The special tokens in `tokenizer_config.json`, such as "mask_token": "[MASK]"; none without it."""
-        path = self.folder / TOKENIZER_CONFIG_FILE
-        settings = _read_json_object(path) if path.is_file() else {}
+        settings = self.tokenizer_settings()
         tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
         return {name: token for name, token in tokens.items() if token}
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` says; nothing without it."""
+        path = self.folder / TOKENIZER_CONFIG_FILE
+        return _read_json_object(path) if path.is_file() else {}
 
     def _keys(self, part: str | int) -> dict[str, str]:
         """Local name -> key of the embeddings, of a layer by its index, or of the output."""

@@ -17,8 +17,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from chainfed.toolchain.decompositions import decomposition_table
+from chainfed.toolchain.programs import ProgramDefinition
 from chainfed.toolchain.rewrites import rewrite
-from chainfed.toolchain.steps import ProgramDefinition
 
 
 @dataclass(frozen=True)

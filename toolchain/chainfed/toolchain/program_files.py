@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from chainfed.core.manifest import ProgramEntry, TensorSpec
-from chainfed.toolchain import steps
 from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.parallel_lowering import lower_programs
 from chainfed.toolchain.program_cache import ProgramCache, content_key, package_versions, source_digest
-from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings, build_programs
+from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
+from chainfed.toolchain.programs import TensorSpec as ProgramTensor
+from chainfed.toolchain.steps import build_programs
 
 Report = Callable[[str], None]
 """Called with what is done next."""
@@ -29,7 +30,8 @@ def program_file(name: str) -> str:
 
 def measured_programs(settings: ProgramSettings) -> list[str]:
     """The programs whose memory the manifest's plans are made of."""
-    return ["embed", "block", "pool", *(f"window_q{size}" for size in settings.windows)]
+    prefix = ["embed", "block", "pool"] if settings.task == "classification" else ["embed", "block"]
+    return prefix + [f"window_q{size}" for size in settings.windows]
 
 
 class ProgramWriter:
@@ -108,7 +110,8 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
         package_versions(*_PACKAGES),
         source_digest([*_LOWERING, type(family).__module__]),
         family.config.to_dict(),
-        settings.pooling,
+        settings.task,
+        settings.pooling if settings.task == "classification" else None,
     ]
     return {
         name: content_key(
@@ -126,9 +129,9 @@ def _trains(definition: ProgramDefinition) -> bool:
     return any(spec.name in taken for spec in definition.outputs)
 
 
-def _shapes(specs: tuple[steps.TensorSpec, ...]) -> list[list[Any]]:
+def _shapes(specs: tuple[ProgramTensor, ...]) -> list[list[Any]]:
     return [[spec.name, list(spec.shape), spec.dtype] for spec in specs]
 
 
-def _entry_spec(spec: steps.TensorSpec) -> TensorSpec:
+def _entry_spec(spec: ProgramTensor) -> TensorSpec:
     return TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype)

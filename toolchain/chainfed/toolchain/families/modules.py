@@ -39,6 +39,8 @@ class ModuleFamily:
     """Where the base model keeps what follows its last layer."""
     default_pooling: ClassVar[Pooling]
     """How a classifier pools the output unless told otherwise."""
+    causal: ClassVar[bool] = False
+    """Whether a position attends to those before it only."""
 
     def __init__(self, config: Any) -> None:
         """Read the dimensions from a transformers configuration."""
@@ -79,6 +81,12 @@ class ModuleFamily:
     def max_seq_len(self) -> int:
         """The longest sequence the model was made for."""
         return int(self.config.max_position_embeddings)
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """The bound on the language-model head's logits that the configuration gives, if any."""
+        bound = getattr(self.config, "final_logit_softcapping", None)
+        return None if bound is None else float(bound)
 
     @property
     def embedding_shapes(self) -> Shapes:
@@ -150,6 +158,16 @@ class ModuleFamily:
             MissingWeightError: a tensor is not in the checkpoint.
         """
         return find_keys(self.output_shapes.keys(), self.output_prefix, self.roots, checkpoint)
+
+    def language_head_key(self, checkpoint: Collection[str]) -> str:
+        """Key of the language-model head; where the model ties it to them, of the token embeddings.
+
+        Raises:
+            MissingWeightError: the checkpoint has no such head.
+        """
+        if getattr(self.config, "tie_word_embeddings", False):
+            return self.embedding_keys(checkpoint)["weight"]
+        return find_keys(["weight"], "lm_head.", ("",), checkpoint)["weight"]
 
     def reference_embeddings(self) -> ReferenceModule:
         """The embedding module, which finds positions and types itself."""
