@@ -40,10 +40,11 @@ def read_examples(path: Path, labels: Sequence[str]) -> list[Example]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, whatever their labels are. Raises BadInputError as `read_examples` does."""
-    return [_row(row, where) for row, where in read_objects(path, "`text` and `label`")]
+    return [read_row(row, where) for row, where in read_objects(path, "`text` and `label`")]
 
 
-def _row(row: Mapping[str, Any], where: str) -> Row:
+def read_row(row: Mapping[str, Any], where: str) -> Row:
+    """A row of a labelled file. Raises BadInputError, naming `where`, when it has not the two fields."""
     for field in ("text", "label"):
         if field not in row:
             raise BadInputError(f"{where} has no `{field}`; every row needs `text` and `label`.")

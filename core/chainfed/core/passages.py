@@ -21,7 +21,7 @@ from chainfed.core.json_lines import read_objects
 _Item = TypeVar("_Item")
 
 _QUESTIONS = (("instruction", "output"), ("prompt", "response"))
-_FORMS = "`text`, `messages`, `instruction` with `output`, `prompt` with `response`, or `input_ids`"
+FORMS = "`text`, `messages`, `instruction` with `output`, `prompt` with `response`, or `input_ids`"
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def read_passages(path: Path) -> list[Passage]:
     Raises BadInputError, naming file and line, when the file is absent, empty or not JSON lines, or a row has none of
     the forms above.
     """
-    return [_passage(row, where) for row, where in read_objects(path, _FORMS)]
+    return [read_passage(row, where) for row, where in read_objects(path, FORMS)]
 
 
-def _passage(row: Mapping[str, Any], where: str) -> Passage:
+def read_passage(row: Mapping[str, Any], where: str) -> Passage:
+    """A row of a passages file. Raises BadInputError, naming `where`, when it has none of the forms."""
     if "messages" in row:
         return Passage(where, messages=_messages(row["messages"], where))
     if "input_ids" in row:
@@ -55,7 +56,7 @@ def _passage(row: Mapping[str, Any], where: str) -> Passage:
             return Passage(where, messages=(Message("user", asked), Message("assistant", _string(row, answer, where))))
     if "text" in row:
         return Passage(where, text=_string(row, "text", where))
-    raise BadInputError(f"{where} holds none of the forms of a passage; give {_FORMS}.")
+    raise BadInputError(f"{where} holds none of the forms of a passage; give {FORMS}.")
 
 
 def _string(row: Mapping[str, Any], field: str, where: str) -> str:

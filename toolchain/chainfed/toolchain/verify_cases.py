@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of text: ids (B, S) int64, mask (B, S), and labels, (B,) of a classifier or (B, S) of a language model."""
+    """A batch of text: ids (B, S) int64, mask (B, S), and labels (B,), of a language model (B, S)."""
 
     ids: Tensor
     mask: Tensor
