@@ -50,10 +50,8 @@ def evaluate_bundle(
     if bundle.manifest.is_language_model:
         tokenizer_file = bundle.path(TOKENIZER_FILE) if bundle.manifest.has_tokenizer else None
         rows = encode_passages(read_passages(data), bundle.manifest, tokenizer_file)
-        predicted = predict_targets(bundle, state, rows, on_progress)
-        return Evaluation(
-            predicted.correct / predicted.targets, predicted.loss_sum / predicted.targets, predicted.targets
-        )
+        found = predict_targets(bundle, state, rows, on_progress)
+        return Evaluation(found.correct / found.targets, found.loss_sum / found.targets, found.targets)
     examples = read_examples(data, bundle.manifest.task.labels)
     prediction = predict(bundle, state, examples, on_progress)
     return Evaluation(prediction.correct / len(examples), prediction.loss_sum / len(examples), len(examples))
