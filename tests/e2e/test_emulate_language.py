@@ -31,7 +31,8 @@ def test_devices_teach_a_language_model_to_answer(
     events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
     losses = [event["evaluated"]["loss"] for event in events if "evaluated" in event]
     assert result.rounds == 4
-    assert losses[-1] < losses[0] - 0.5
+    assert (result.loss.before, result.loss.after) == (losses[0], losses[-1])
+    assert result.loss.after < result.loss.before - 0.5
     assert result.accuracy.after > result.accuracy.before
     kinds = {event["round_opened"]["kind"] for event in events if "round_opened" in event}
     assert kinds == {"PROFILE", "TRAIN", "EVALUATE"}

@@ -49,8 +49,8 @@ class EmulationSettings:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Held-out accuracy, 0 to 1, before the first and after the last round."""
+class BeforeAndAfter:
+    """A figure over the held-out examples before the first and after the last round."""
 
     before: float
     after: float
@@ -58,9 +58,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class EmulationResult:
-    """What an emulation found; `as_json` is the object that `chainfed emulate --json` prints."""
+    """What an emulation found; `as_json` is the object that `chainfed emulate --json` prints.
 
-    accuracy: Accuracy
+    `accuracy` lies between 0 and 1, `loss` is the mean cross-entropy in nats.
+    """
+
+    accuracy: BeforeAndAfter
+    loss: BeforeAndAfter
     rounds: int
     foat_start: int
     foat_scores: list[float]
@@ -137,8 +141,10 @@ def emulate(settings: EmulationSettings, on_event: Callable[[Event], None] | Non
         1 / (bundle.manifest.num_labels or bundle.manifest.model.vocab_size),
     )
     plot_run(history, settings.folder)
+    first, last = run.evaluations[0], run.evaluations[-1]
     result = EmulationResult(
-        accuracy=Accuracy(run.evaluations[0].accuracy, run.evaluations[-1].accuracy),
+        accuracy=BeforeAndAfter(first.accuracy, last.accuracy),
+        loss=BeforeAndAfter(first.loss, last.loss),
         rounds=run.rounds_done,
         foat_start=run.foat_start,
         foat_scores=list(run.foat_scores),
