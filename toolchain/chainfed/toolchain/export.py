@@ -27,13 +27,14 @@ from chainfed.core.manifest import (
     layer_file,
     window_program,
 )
-from chainfed.core.tensors import Tensors, encode
+from chainfed.core.tensors import encode
 from chainfed.toolchain.checkpoint import (
     TOKENIZER_CONFIG_FILE,
     Checkpoint,
     locate_model,
     without_private_settings,
 )
+from chainfed.toolchain.checkpoint_weights import LazyTensors
 from chainfed.toolchain.export_settings import (
     MAX_GRAD_NORM,
     ExportSettings,
@@ -46,7 +47,7 @@ from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
-from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
+from chainfed.toolchain.safetensors_file import write_tensors
 from chainfed.toolchain.steps import ProgramSettings
 
 Progress = Callable[[str, int, int], None]
@@ -57,7 +58,7 @@ def export_bundle(settings: ExportSettings, on_progress: Progress | None = None)
     """Writes the bundle of a model and returns it.
 
     Equal settings and an equal model give equal bytes, but for the measured part of the memory plan, which is
-    measured once and then comes from the cache. Weights are read and written one layer at a time.
+    measured once and then comes from the cache. Weights are read and written one tensor at a time.
 
     Args:
         settings: what to export, in which shapes, to where.
@@ -142,9 +143,8 @@ class _Export:
         )
         self._folder.write(ADAPTERS_FILE, encode(state))
 
-    def _write_shard(self, name: str, tensors: Tensors) -> None:
-        sources = {key: TensorSource.of_array(tensor) for key, tensor in tensors.items()}
-        write_tensors(self._folder.path(name), sources, {})
+    def _write_shard(self, name: str, tensors: LazyTensors) -> None:
+        write_tensors(self._folder.path(name), tensors.sources(), {})
         self._folder.add(name)
 
     def _manifest(self, pad_token_id: int, peaks: Mapping[str, int]) -> Manifest:
