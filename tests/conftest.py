@@ -10,9 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from chainfed.core.manifest import Bundle
+
+# The same examples every time: a failure is never a matter of luck. HYPOTHESIS_MAX_EXAMPLES=100000 searches further.
+hypothesis.settings.register_profile(
+    "repeatable",
+    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "150")),
+    derandomize=True,
+    deadline=None,
+    database=None,
+)
+hypothesis.settings.load_profile("repeatable")
 
 TINY_LABELS = ("animals", "food", "machines")
 TINY_LAYERS = 3

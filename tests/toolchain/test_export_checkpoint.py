@@ -44,7 +44,7 @@ def test_half_precision_becomes_float32(model: Path) -> None:
 
 
 def test_sharded_checkpoints_and_prefixed_keys_give_the_same_tensors(model: Path) -> None:
-    expected = Checkpoint(model).layer(0)
+    expected = dict(Checkpoint(model).layer(0))
     path = model / "model.safetensors"
     stored = {f"bert.{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
     path.unlink()

@@ -31,7 +31,7 @@ from chainfed.core.manifest import (
     layer_file,
     window_program,
 )
-from chainfed.core.tensors import Tensors, encode
+from chainfed.core.tensors import encode
 from chainfed.toolchain.chat_format import chat_of_template, plain_chat, read_template, read_template_file
 from chainfed.toolchain.checkpoint import (
     TOKENIZER_CONFIG_FILE,
@@ -39,6 +39,7 @@ from chainfed.toolchain.checkpoint import (
     locate_model,
     without_private_settings,
 )
+from chainfed.toolchain.checkpoint_weights import LazyTensors
 from chainfed.toolchain.export_settings import (
     MAX_GRAD_NORM,
     PLAIN,
@@ -53,7 +54,7 @@ from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
 from chainfed.toolchain.programs import ProgramSettings
-from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
+from chainfed.toolchain.safetensors_file import write_tensors
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done next, how many steps are done, and how many there are."""
@@ -63,7 +64,7 @@ def export_bundle(settings: ExportSettings, on_progress: Progress | None = None)
     """Writes the bundle of a model and returns it.
 
     Equal settings and an equal model give equal bytes, but for the measured part of the memory plan, which is
-    measured once and then comes from the cache. Weights are read and written one layer at a time.
+    measured once and then comes from the cache. Weights are read and written one tensor at a time.
 
     Args:
         settings: what to export, in which shapes, to where.
@@ -167,10 +168,10 @@ class _Export:
         """A language model's head as a shard of its own, unless it is the embeddings."""
         if not self._is_language_model:
             return None
-        name, weight = self._checkpoint.language_head()
-        if weight is None:
+        name, own = self._checkpoint.language_head()
+        if own is None:
             return LanguageHead(file=EMBEDDINGS_FILE, tensor=name)
-        self._write_shard(LANGUAGE_HEAD_FILE, {name: weight})
+        self._write_shard(LANGUAGE_HEAD_FILE, own)
         return LanguageHead(file=LANGUAGE_HEAD_FILE, tensor=name)
 
     def _write_state(self) -> None:
@@ -183,9 +184,8 @@ class _Export:
         )
         self._folder.write(ADAPTERS_FILE, encode(state))
 
-    def _write_shard(self, name: str, tensors: Tensors) -> None:
-        sources = {key: TensorSource.of_array(tensor) for key, tensor in tensors.items()}
-        write_tensors(self._folder.path(name), sources, {})
+    def _write_shard(self, name: str, tensors: LazyTensors) -> None:
+        write_tensors(self._folder.path(name), tensors.sources(), {})
         self._folder.add(name)
 
     def _manifest(

@@ -24,7 +24,8 @@ from chainfed.core.manifest import (
     layer_file,
 )
 from chainfed.core.tensors import FloatArray, Tensors, adapter_names, head_names, statistics_names
-from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, family_of, parse_model_config
+from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, family_of, parse_model_config
+from chainfed.toolchain.checkpoint_weights import WEIGHTS_FILE
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.safetensors_file import TensorSource, sources_of, write_tensors
