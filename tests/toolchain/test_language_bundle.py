@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,10 +18,12 @@ from chainfed.core import cli
 from chainfed.core.errors import BadInputError, ModelError
 from chainfed.core.manifest import Bundle
 from chainfed.core.passages import read_passages
+from chainfed.core.tensors import encode
 from chainfed.runtime.language_data import NO_TARGET, encode_passages
 from chainfed.runtime.language_model import continue_greedily, predict_targets
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
+from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.verify import verify_bundle
 
@@ -89,6 +92,38 @@ def test_a_tied_head_is_the_embeddings_and_no_file_of_its_own(tiny_language_bund
     assert "weights/lm_head.safetensors" not in manifest.files
     assert manifest.defaults.warmup_rounds == 0
     assert set(manifest.state_shapes()) == {f"adapters.{layer}.{part}" for layer in range(3) for part in ("down", "up")}
+
+
+def random_state(bundle: Bundle) -> dict[str, Any]:
+    """Adapters in which nothing is trivial."""
+    generator = np.random.default_rng(3)
+    shapes = bundle.manifest.state_shapes()
+    return {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_the_merged_folder_generates_what_the_programs_do(
+    tiny_language_bundle: Bundle, tmp_path: Path, load_merged: Any
+) -> None:
+    state = random_state(tiny_language_bundle)
+    path = tmp_path / "adapters.safetensors"
+    path.write_bytes(encode(state))
+    tokenizer, model = load_merged(merge_bundle(tiny_language_bundle, path, tmp_path / "merged"))
+    given = tokenizer("the cat saw", return_tensors="pt").input_ids
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for use_cache in (True, False):
+        out = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            do_sample=False,
+            max_new_tokens=8,
+            eos_token_id=None,
+            use_cache=use_cache,
+        )
+        expected = list(continue_greedily(tiny_language_bundle, state, given[0].tolist(), 8))
+        assert out[0, given.shape[1] :].tolist() == expected
+    assert expected != list(
+        continue_greedily(tiny_language_bundle, read_model_state(tiny_language_bundle, None), given[0].tolist(), 8)
+    )
 
 
 def untied(tiny_language_model: Path, folder: Path, with_head: bool) -> Path:

@@ -94,7 +94,7 @@ def decode(data: bytes, what: str) -> Tensors:
 
 def _float32(data: bytes, place: TensorRange) -> FloatArray:
     flat = np.frombuffer(data, "<f4", place.nbytes // 4, place.offset) if place.nbytes else np.zeros(0, np.float32)
-    return np.require(flat, np.float32, "A").reshape(place.shape)
+    return np.require(flat, np.float32, ("A", "W")).reshape(place.shape)
 
 
 def check_shapes(tensors: Mapping[str, FloatArray], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
