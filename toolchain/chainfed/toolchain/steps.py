@@ -17,6 +17,7 @@ from torch import Tensor
 
 from chainfed.toolchain.adapters import adapter, auxiliary_branch
 from chainfed.toolchain.families.base import Family, Pooling
+from chainfed.toolchain.gradient_accumulation import accumulated_gradients, rows_at_once
 from chainfed.toolchain.losses import (
     correct_count,
     global_perspective_loss,
@@ -62,6 +63,8 @@ class ProgramSettings:
         windows: the window sizes to build a training step for, Q in the paper.
         pooling: how a row's tokens become one feature vector.
         optimizer: the rule inside the training steps.
+        tokens_at_once: how many tokens a training step takes through its layers at a time. Fewer need less memory; but
+            weights are packed anew for every product, which costs 10% of a product's time at 512 tokens and 20% at 256.
     """
 
     family: Family
@@ -72,6 +75,7 @@ class ProgramSettings:
     windows: tuple[int, ...] = (1, 2, 3)
     pooling: Pooling = "mean"
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    tokens_at_once: int = 512
 
     def __post_init__(self) -> None:
         """Refuse settings that no program can be made from.
@@ -234,12 +238,18 @@ def _head_step(settings: ProgramSettings, tensors: Named) -> Named:
 
 def _window_step(settings: ProgramSettings, window_size: int, tensors: Named) -> Named:
     parameters = _below(tensors, "trainable.")
-    objective = partial(_window_objective, settings, window_size, tensors)
-    gradients, (loss, losses) = torch.func.grad_and_value(objective, has_aux=True)(parameters)
+    gradients, losses = accumulated_gradients(
+        partial(_window_objective, settings, window_size),
+        parameters,
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(("trainable.", "state."))},
+        batched=("h", "mask", "labels", "sample_weights"),
+        sums=("local_loss", "global_loss", "correct"),
+        rows=rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once),
+    )
     rates = {name: tensors[_learning_rate(name)] for name in parameters}
     state = _below(tensors, "state.")
     updated, new_state = optimizer_step(settings.optimizer, parameters, gradients, state, rates)
-    return {**_under("trainable.", updated), **_under("state.", new_state), "loss": loss, **losses}
+    return {**_under("trainable.", updated), **_under("state.", new_state), **losses}
 
 
 def _window_objective(
