@@ -15,7 +15,7 @@ from chainfed.toolchain.families import family_for
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache
 from chainfed.toolchain.program_files import ProgramWriter
-from chainfed.toolchain.steps import ProgramSettings
+from chainfed.toolchain.programs import ProgramSettings
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 50,

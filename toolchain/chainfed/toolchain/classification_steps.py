@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from chainfed.toolchain.adapters import auxiliary_branch
+from chainfed.toolchain.gradient_accumulation import accumulated_gradients, rows_at_once
 from chainfed.toolchain.losses import (
     correct_count,
     global_perspective_loss,
@@ -117,12 +118,18 @@ def _head_step(settings: ProgramSettings, tensors: Named) -> Named:
 
 def _window_step(settings: ProgramSettings, window_size: int, tensors: Named) -> Named:
     parameters = below(tensors, "trainable.")
-    objective = partial(_window_objective, settings, window_size, tensors)
-    gradients, (loss, losses) = torch.func.grad_and_value(objective, has_aux=True)(parameters)
+    gradients, losses = accumulated_gradients(
+        partial(_window_objective, settings, window_size),
+        parameters,
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(("trainable.", "state."))},
+        batched=("h", "mask", "labels", "sample_weights"),
+        sums=("local_loss", "global_loss", "correct"),
+        rows=rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once),
+    )
     rates = {name: tensors[_learning_rate(name)] for name in parameters}
     state = below(tensors, "state.")
     updated, new_state = optimizer_step(settings.optimizer, parameters, gradients, state, rates)
-    return {**under("trainable.", updated), **under("state.", new_state), "loss": loss, **losses}
+    return {**under("trainable.", updated), **under("state.", new_state), **losses}
 
 
 def _window_objective(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from chainfed.core.manifest import ProgramEntry, TensorSpec
@@ -52,12 +52,18 @@ def measured_programs(settings: ProgramSettings) -> list[str]:
 class ProgramWriter:
     """Writes the programs of one bundle and measures them."""
 
-    def __init__(self, settings: ProgramSettings, folder: NewFolder, cache: ProgramCache) -> None:
-        """`folder` gets the files, `cache` what is worth keeping for the next bundle of the same shapes."""
+    def __init__(
+        self, settings: ProgramSettings, folder: NewFolder, cache: ProgramCache, names: Collection[str] | None = None
+    ) -> None:
+        """`folder` gets the files, `cache` what is worth keeping for the next bundle of the same shapes.
+
+        `names`: the programs to write; None for all.
+        """
         self._folder = folder
         self._cache = cache
         self._settings = settings
-        self._definitions = build_programs(settings)
+        definitions = build_programs(settings)
+        self._definitions = {name: definitions[name] for name in names or definitions}
         self._keys = _program_keys(settings, self._definitions)
         self.entries: dict[str, ProgramEntry] = {}
 
@@ -86,7 +92,8 @@ class ProgramWriter:
     def measure(self, report: Report) -> dict[str, int]:
         """Peak anonymous bytes of every program of a training round; to be called after `write`."""
         report("memory of the programs")
-        keys = {name: self._memory_key(name) for name in measured_programs(self._settings)}
+        wanted = [name for name in measured_programs(self._settings) if name in self._definitions]
+        keys = {name: self._memory_key(name) for name in wanted}
         peaks = {name: peak for name, key in keys.items() if (peak := self._cached_peak(key)) is not None}
         missing = {
             name: (self._folder.path(program_file(name)), self.entries[name]) for name in keys if name not in peaks
@@ -131,7 +138,7 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
         name: content_key(
             shared,
             settings.pooling if _pools(definition) else None,
-            vars(settings.optimizer) if _trains(definition) else None,
+            [vars(settings.optimizer), settings.tokens_at_once] if _trains(definition) else None,
             [name, _shapes(definition.inputs), _shapes(definition.outputs)],
         )
         for name, definition in definitions.items()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from chainfed.toolchain.attention import ATTENTION
 from chainfed.toolchain.families.base import (
     Pooling,
     ReferenceModule,
@@ -47,7 +48,7 @@ class ModuleFamily:
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = "eager"
         self._embeddings = build_on_meta(self.make_embeddings)
-        self._layer = build_on_meta(self.make_layer)
+        self._layer = _with_own_attention(build_on_meta(self.make_layer))
         self._output = build_on_meta(self.make_output)
 
     def make_embeddings(self) -> nn.Module:
@@ -176,3 +177,13 @@ class ModuleFamily:
     def reference_output(self) -> ReferenceModule:
         """What follows the last layer."""
         return ReferenceModule(self.make_output())
+
+
+def _with_own_attention(layer: nn.Module) -> nn.Module:
+    """Let the attention in a layer be the programs'; modules that choose theirs otherwise keep it."""
+    for module in layer.modules():
+        config: Any = getattr(module, "config", None)
+        if config is not None:
+            module.config = copy.deepcopy(config)
+            module.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
+    return layer
