@@ -105,12 +105,12 @@ def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_language_bundle(tiny_language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Its bundle for language modelling: 16 tokens, 4 rows, at most 24 targets, windows of 1 and 2 layers, AdamW."""
+    """Its bundle for language modelling: 16 tokens, 4 rows, 6 targets a row, windows of 1 and 2 layers."""
     from chainfed.toolchain.export import export_bundle
     from chainfed.toolchain.export_settings import ExportSettings
 
     out = tmp_path_factory.mktemp("tiny-language") / "bundle"
-    sizes = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1, 2), "max_target_tokens": 24}
+    sizes = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1, 2), "max_target_tokens": 6}
     return export_bundle(ExportSettings(str(tiny_language_model), (), out, task="language_modelling", **sizes))
 
 

@@ -22,7 +22,7 @@ from chainfed.harness.outcome import EvaluationOutcome, ProfileOutcome, UpdateOu
 from chainfed.harness.profile import profile
 from chainfed.harness.storage import DeviceStorage
 from chainfed.harness.tasks import Work, evaluate, train
-from chainfed.runtime.language_data import NO_TARGET, choose_targets
+from chainfed.runtime.language_data import NO_TARGET
 from chainfed.v1 import device_service_pb2 as pb
 
 SEED = 5
@@ -75,9 +75,18 @@ def run_layers(model: Any, first: int, last: int, h: Tensor, mask: Tensor, adapt
     return h
 
 
-def target_loss(model: Any, h: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    logits = model.lm_head(model.model.norm(h)).flatten(0, 1)
-    return functional.cross_entropy(logits[places], targets)
+def first_targets(labels: Tensor, most: int) -> Tensor:
+    """Labels of which each row keeps its first ones."""
+    kept = labels.clone()
+    for row in kept:
+        places = [place for place, label in enumerate(row.tolist()) if label != NO_TARGET]
+        row[places[most:]] = NO_TARGET
+    return kept
+
+
+def target_loss(model: Any, h: Tensor, labels: Tensor) -> Tensor:
+    logits = model.lm_head(model.model.norm(h))
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NO_TARGET)
 
 
 def oracle(model: Any, work: Work, task: pb.TrainTask) -> tuple[dict[str, Tensor], list[float]]:
@@ -95,13 +104,13 @@ def oracle(model: Any, work: Work, task: pb.TrainTask) -> tuple[dict[str, Tensor
     losses = []
     for rows in batches(len(data), data.batch_size, task.local_epochs, SEED):
         mask = data.mask[rows]
-        places, targets = choose_targets(data.labels[rows], manifest.task.max_target_tokens)
+        wanted = first_targets(data.labels[rows], manifest.task.max_target_tokens)
         h = run_layers(model, 0, end, model.model.embed_tokens(data.ids[rows]), mask, adapters)
-        loss = target_loss(model, h, places, targets)
+        loss = target_loss(model, h, wanted)
         if end < last:
             for layer in range(end + 1, last + 1):
                 h = adapt(h, adapters[f"adapters.{layer}.down"], adapters[f"adapters.{layer}.up"])
-            loss = loss + task.global_loss_weight * target_loss(model, h, places, targets)
+            loss = loss + task.global_loss_weight * target_loss(model, h, wanted)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

@@ -12,7 +12,14 @@ from chainfed.core.chat import Message
 from chainfed.core.errors import BadInputError
 from chainfed.core.manifest import Bundle, Manifest, Task
 from chainfed.core.passages import Passage
-from chainfed.runtime.language_data import NO_TARGET, LanguageRows, choose_targets, encode_passages, target_feed
+from chainfed.runtime.language_data import (
+    NO_TARGET,
+    LanguageRows,
+    Targets,
+    all_targets,
+    choose_targets,
+    encode_passages,
+)
 
 
 @pytest.fixture
@@ -84,35 +91,31 @@ def test_passages_that_a_bundle_cannot_read(tiny_language_bundle: Bundle) -> Non
         encode_passages([answer_first], manifest, tokenizer)
 
 
-def by_hand(labels: list[list[int]], most: int) -> list[int]:
-    """Places by the rule, tried bound by bound."""
-    width = len(labels[0])
-    rows = [
-        [row * width + place for place, label in enumerate(line) if label != NO_TARGET]
-        for row, line in enumerate(labels)
-    ]
-    for bound in range(width, 0, -1):
-        kept = [place for row in rows for place in row[:bound]]
-        if len(kept) <= most:
-            return kept
-    return [row[0] for row in rows if row][:most]
-
-
-@pytest.mark.parametrize("most", range(1, 14))
-def test_a_batch_keeps_an_even_share_of_its_targets(most: int) -> None:
+@pytest.mark.parametrize("most", range(1, 7))
+def test_each_row_keeps_its_first_targets_and_nothing_is_left_out_over_all(most: int) -> None:
     none = NO_TARGET
     labels = [[4, none, 5, 6, 7, 8], [none, 9, none, 1, none, none], [none] * 6, [2, 3, 4, none, 5, 6]]
-    places, targets = choose_targets(torch.tensor(labels), most)
-    assert places.tolist() == by_hand(labels, most)
-    assert targets.tolist() == [labels[place // 6][place % 6] for place in places.tolist()]
-    assert 1 <= len(places) <= most
+    by_row = [[(place, token) for place, token in enumerate(row) if token != none] for row in labels]
+
+    def listed(chosen: Targets) -> list[list[tuple[int, int]]]:
+        assert chosen.places.shape == chosen.tokens.shape == chosen.real.shape == (4, most)
+        return [
+            [(int(place), int(token)) for place, token, real in zip(*row, strict=True) if real]
+            for row in zip(chosen.places, chosen.tokens, chosen.real, strict=True)
+        ]
+
+    first = choose_targets(torch.tensor(labels), most)
+    assert listed(first) == [row[:most] for row in by_row]
+    assert first.count == sum(min(most, len(row)) for row in by_row)
+    parts = [listed(chosen) for chosen in all_targets(torch.tensor(labels), most)]
+    assert [[target for part in parts for target in part[row]] for row in range(4)] == by_row
 
 
 def test_unused_places_weigh_nothing() -> None:
-    feed = target_feed(torch.tensor([3, 9]), torch.tensor([7, 8]), 4, 0.5)
-    assert feed["target_places"].tolist() == [3, 9, 0, 0]
-    assert feed["targets"].tolist() == [7, 8, 0, 0]
-    assert feed["target_weights"].tolist() == [0.5, 0.5, 0.0, 0.0]
+    feed = choose_targets(torch.tensor([[NO_TARGET, 7, 8], [5, NO_TARGET, NO_TARGET]]), 2).feed(0.5)
+    assert feed["target_places"].tolist() == [[1, 2], [0, 0]]
+    assert feed["targets"].tolist() == [[7, 8], [5, 0]]
+    assert feed["target_weights"].tolist() == [[0.5, 0.5], [0.5, 0.0]]
 
 
 @pytest.mark.parametrize(

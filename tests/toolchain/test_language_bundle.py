@@ -136,7 +136,7 @@ def untied(tiny_language_model: Path, folder: Path, with_head: bool) -> Path:
 
 def test_a_head_of_its_own_and_no_tokenizer(tiny_language_model: Path, tmp_path: Path) -> None:
     model = untied(tiny_language_model, tmp_path / "model", with_head=True)
-    sizes: dict[str, Any] = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1,), "max_target_tokens": 24}
+    sizes: dict[str, Any] = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1,), "max_target_tokens": 6}
     bundle = export_bundle(ExportSettings(str(model), (), tmp_path / "bundle", "language_modelling", **sizes))
     assert "weights/lm_head.safetensors" in bundle.manifest.weight_files(1)
     assert not bundle.manifest.has_tokenizer
@@ -152,7 +152,7 @@ Change = Callable[[dict[str, Any]], None]
     ("change", "reason"),
     [
         ({"labels": ("a", "b")}, "--labels and --pooling are for --task classification"),
-        ({"max_target_tokens": 61}, "--max-target-tokens 61 does not fit: a batch of 4 rows of 16 tokens has 1 to 60"),
+        ({"max_target_tokens": 16}, "--max-target-tokens 16 does not fit: a row of 16 tokens has 1 to 15 positions"),
         ({"seq_len": 1}, "--seq-len 1 leaves nothing to predict"),
         ({"task": "classification"}, "--task classification needs --labels"),
         ({"task": "classification", "labels": ("a", "b"), "packing": True}, "--packing and --chat-template are for"),
@@ -185,7 +185,7 @@ def test_a_template_of_the_tokenizer_is_used(tiny_language_model: Path, tmp_path
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
     sizes: dict[str, Any] = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1, 2)}
     out = tmp_path / "bundle"
-    bundle = export_bundle(ExportSettings(str(model), (), out, "language_modelling", max_target_tokens=24, **sizes))
+    bundle = export_bundle(ExportSettings(str(model), (), out, "language_modelling", max_target_tokens=6, **sizes))
     assert bundle.manifest.task.chat is not None
     assert bundle.manifest.task.chat.between["user>assistant"] == " again "
     assert bundle.manifest.task.chat.end_of_turn == " again"

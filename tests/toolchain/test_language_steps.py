@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, Gemma2Config, LlamaConfig
 
-from chainfed.runtime.language_data import target_feed
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.optimizers import OptimizerSettings
 from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
@@ -33,15 +32,15 @@ _SCALARS = {"adapter_lr": 1e-2, "global_loss_weight": 0.3, "positions.scaling": 
 
 
 def make_settings(config: Any, optimizer: Any = "adamw", **changes: Any) -> ProgramSettings:
-    """4 rows of 8 tokens, at most 10 targets."""
-    values: dict[str, Any] = {"batch_size": 4, "seq_len": 8, "adapter_dim": 4, "max_target_tokens": 10} | changes
+    """4 rows of 8 tokens, at most 3 targets a row."""
+    values: dict[str, Any] = {"batch_size": 4, "seq_len": 8, "adapter_dim": 4, "max_target_tokens": 3} | changes
     return ProgramSettings(
         family_for(config), **values, task="language_modelling", optimizer=OptimizerSettings(optimizer)
     )
 
 
 def make_inputs(program: ProgramDefinition) -> dict[str, Tensor]:
-    """Random inputs in which nothing is trivial; 7 of the 10 places have a target, two of them the same place."""
+    """Random inputs in which nothing is trivial; 7 of the 12 places have a target, two of them the same place."""
     generator = torch.Generator().manual_seed(0)
     inputs = {}
     for spec in program.inputs:
@@ -55,17 +54,18 @@ def make_inputs(program: ProgramDefinition) -> dict[str, Tensor]:
             inputs[spec.name] = noise if spec.name == "h" else 0.2 * noise
     lengths = torch.tensor([8, 7, 6, 5])
     inputs["mask"] = (torch.arange(8) < lengths[:, None]).float()
-    places = torch.tensor([0, 3, 6, 8, 13, 17, 17])
-    targets = torch.randint(50, (7,), generator=generator)
-    inputs |= target_feed(places, targets, 10, 1 / 7)
-    inputs["places"] = torch.tensor([7, 14, 21, 28])
+    inputs["target_places"] = torch.tensor([[0, 3, 6], [0, 5, 0], [1, 1, 0], [0, 0, 0]])
+    inputs["targets"] = torch.randint(50, (4, 3), generator=generator)
+    inputs["target_weights"] = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 0, 0]]) / 7.0
+    inputs["places"] = torch.tensor([7, 6, 5, 4])
     return {spec.name: inputs[spec.name] for spec in program.inputs}
 
 
+@pytest.mark.parametrize("tokens_at_once", [512, 16], ids=["whole batch", "two rows at once"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("model", list(_CONFIGURATIONS))
-def test_programs_match_the_reference(model: str, optimizer: str, difference: Any) -> None:
-    settings = make_settings(_CONFIGURATIONS[model], optimizer, windows=(1, 2, 3))
+def test_programs_match_the_reference(model: str, optimizer: str, tokens_at_once: int, difference: Any) -> None:
+    settings = make_settings(_CONFIGURATIONS[model], optimizer, windows=(1, 2, 3), tokens_at_once=tokens_at_once)
     reference = reference_of(settings)
     assert isinstance(reference, LanguageReference)
     programs = build_programs(settings)
@@ -97,8 +97,8 @@ def test_a_window_has_adapters_and_no_trained_head() -> None:
 @pytest.mark.parametrize(
     ("config", "change", "reason"),
     [
-        (LlamaConfig(**_SIZES), {"max_target_tokens": 0}, "max_target_tokens must lie between 1 and 28"),
-        (LlamaConfig(**_SIZES), {"max_target_tokens": 29}, "max_target_tokens must lie between 1 and 28"),
+        (LlamaConfig(**_SIZES), {"max_target_tokens": 0}, "max_target_tokens must lie between 1 and 7"),
+        (LlamaConfig(**_SIZES), {"max_target_tokens": 8}, "max_target_tokens must lie between 1 and 7"),
         (BertConfig(num_hidden_layers=3), {}, "attends in both directions"),
     ],
 )

@@ -170,7 +170,7 @@ class Task(_Part):
     """What is learnt.
 
     A classifier has `labels`, of which `labels[k]` names label k, and `pooling`. A language model sends at most
-    `max_target_tokens` positions of a batch through its head, has several texts in a row where `packing` is set, and
+    `max_target_tokens` positions of a row through its head, has several texts in a row where `packing` is set, and
     reads conversations by `chat`.
     """
 
@@ -186,7 +186,7 @@ class Task(_Part):
         if self.kind == "classification" and (len(self.labels) < 2 or self.pooling is None):
             raise ValueError("a classifier needs at least two labels and a pooling")
         if self.kind == "language_modelling" and (self.labels or self.max_target_tokens < 1):
-            raise ValueError("a language model has no labels and at least one target a batch")
+            raise ValueError("a language model has no labels and at least one target a row")
         return self
 
 

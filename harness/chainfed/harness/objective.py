@@ -13,7 +13,7 @@ from chainfed.core.tensors import adapter_names, head_names
 from chainfed.harness.bundle import DeviceBundle
 from chainfed.harness.data import TokenData, pad, sample_weights
 from chainfed.runtime.feeds import Named, head_feed, statistics_feed
-from chainfed.runtime.language_data import NO_TARGET, choose_targets, target_feed
+from chainfed.runtime.language_data import NO_TARGET, all_targets, choose_targets
 from chainfed.v1 import device_service_pb2 as pb
 
 Feed = dict[str, torch.Tensor]
@@ -118,7 +118,7 @@ class LanguageModel:
 
     def __init__(self, bundle: DeviceBundle, data: TokenData) -> None:
         self._bundle, self._data = bundle, data
-        self._size = bundle.manifest.task.max_target_tokens
+        self._most = bundle.manifest.task.max_target_tokens
 
     def trained(self, first_layer: int, window_size: int) -> dict[str, str]:
         """The adapters."""
@@ -135,13 +135,13 @@ class LanguageModel:
         return self.scoring(state, mapped)
 
     def targets(self, rows: Sequence[int]) -> Feed:
-        """As many targets as the program takes, weights that sum to 1."""
-        places, targets = choose_targets(self._data.labels[list(rows)], self._size)
-        return target_feed(places, targets, self._size, 1.0 / len(places))
+        """The first targets of each row, as many as the program takes; weights that sum to 1."""
+        chosen = choose_targets(self._labels(rows), self._most)
+        return chosen.feed(1.0 / chosen.count)
 
     def num_targets(self, rows: Sequence[int]) -> int:
-        """At most what the program takes."""
-        return min(self._size, int((self._data.labels[list(rows)] != NO_TARGET).sum()))
+        """At most what the program takes of each row."""
+        return choose_targets(self._labels(rows), self._most).count
 
     def scoring(self, state: Named, mapped: ExitStack) -> Feed:
         """The model's head."""
@@ -149,11 +149,15 @@ class LanguageModel:
         return mapped.enter_context(self._bundle.language_head())
 
     def scored(self, rows: Sequence[int]) -> Iterator[Feed]:
-        """All targets, as many at a time as the program takes."""
-        labels = self._data.labels[list(rows)].flatten()
-        places = (labels != NO_TARGET).nonzero().squeeze(1)
-        for some in torch.split(places, self._size):
-            yield target_feed(some, labels[some], self._size, 1.0)
+        """All targets, as many of a row at a time as the program takes."""
+        for chosen in all_targets(self._labels(rows), self._most):
+            yield chosen.feed(1.0)
+
+    def _labels(self, rows: Sequence[int]) -> torch.Tensor:
+        """Of a whole batch; padding has nothing to predict."""
+        labels = self._data.labels[pad(rows, self._data.batch_size)]
+        labels[len(rows) :] = NO_TARGET
+        return labels
 
 
 def scalars(**values: float) -> Feed:

@@ -1,6 +1,6 @@
 """Passages as rows of token ids, and which tokens of them a language model is to predict.
 
-N rows, S sequence, B batch, T targets of a batch.
+N rows, S sequence, B batch, T targets of a row.
 """
 
 from __future__ import annotations
@@ -64,34 +64,48 @@ def encode_passages(passages: Sequence[Passage], manifest: Manifest, tokenizer_f
     return _as_tensors(rows, seq_len, manifest.tokenizer.pad_token_id)
 
 
-def choose_targets(labels: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places among the B * S positions, and the tokens, that a batch predicts: at most `most` of them.
+@dataclass(frozen=True)
+class Targets:
+    """What a batch is to predict, as the programs take it.
 
-    Where there are more, each row keeps its first c targets, for the largest c at which the batch has no more than
-    `most`; if even one a row is too many, the first rows have one each. labels: (B, S) int64. Both are int64 vectors of
-    equal length.
+    places: (B, T) int64, positions in the row; tokens: (B, T) int64, what follows there; real: (B, T) bool, false where
+    a place is not used.
     """
+
+    places: torch.Tensor
+    tokens: torch.Tensor
+    real: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """How many are real."""
+        return int(self.real.sum())
+
+    def feed(self, each: float) -> dict[str, torch.Tensor]:
+        """The inputs `target_places`, `targets` and `target_weights`: `each`, and 0 in the unused places."""
+        weights = self.real.to(torch.float32) * each
+        return {"target_places": self.places, "targets": self.tokens, "target_weights": weights}
+
+
+def choose_targets(labels: torch.Tensor, most: int, skip: int = 0) -> Targets:
+    """The first `most` targets of each row after the first `skip` of them. labels: (B, S) int64, see `LanguageRows`."""
     wanted = labels != NO_TARGET
-    number = wanted.cumsum(dim=1) * wanted  # 1 for a row's first target, 2 for its second
-    by_bound = torch.bincount(number.flatten())[1:].cumsum(dim=0)  # targets of the batch if a row keeps 1, 2, ...
-    fitting = int((by_bound <= most).sum())
-    kept = wanted & (number <= max(1, fitting))
-    places = kept.flatten().nonzero().squeeze(1)[:most]
-    return places, labels.flatten()[places]
+    number = wanted.cumsum(dim=1) - 1 - skip
+    row, place = (wanted & (number >= 0) & (number < most)).nonzero(as_tuple=True)
+    slot = number[row, place]
+    shape = (labels.shape[0], most)
+    chosen = Targets(*(torch.zeros(shape, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.bool)))
+    chosen.places[row, slot] = place
+    chosen.tokens[row, slot] = labels[row, place]
+    chosen.real[row, slot] = True
+    return chosen
 
 
-def target_feed(places: torch.Tensor, targets: torch.Tensor, size: int, each: float) -> dict[str, torch.Tensor]:
-    """The inputs `target_places`, `targets` and `target_weights` (`each`, and 0 in the unused places), `size` long."""
-    count = len(places)
-    feed = {
-        "target_places": torch.zeros(size, dtype=torch.int64),
-        "targets": torch.zeros(size, dtype=torch.int64),
-        "target_weights": torch.zeros(size, dtype=torch.float32),
-    }
-    feed["target_places"][:count] = places
-    feed["targets"][:count] = targets
-    feed["target_weights"][:count] = each
-    return feed
+def all_targets(labels: torch.Tensor, most: int) -> Iterator[Targets]:
+    """Every target of a batch, `most` of a row at a time. labels: (B, S) int64."""
+    longest = int((labels != NO_TARGET).sum(dim=1).max())
+    for skip in range(0, longest, most):
+        yield choose_targets(labels, most, skip)
 
 
 class _Reader:

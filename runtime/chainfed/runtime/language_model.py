@@ -12,7 +12,7 @@ from chainfed.core.errors import BadInputError, NotFiniteError
 from chainfed.core.manifest import Bundle
 from chainfed.core.tensors import FloatArray
 from chainfed.runtime.feeds import Named, language_head_feed, output_feed
-from chainfed.runtime.language_data import NO_TARGET, LanguageRows, target_feed
+from chainfed.runtime.language_data import NO_TARGET, LanguageRows, all_targets
 from chainfed.runtime.program import Program
 from chainfed.runtime.whole_model import last_hidden_states, load_program, rows_at_a_time
 
@@ -84,7 +84,7 @@ def continue_greedily(bundle: Bundle, state: State, ids: Sequence[int], count: i
 def _most_likely(bundle: Bundle, hidden: torch.Tensor, mask: torch.Tensor, place: int) -> int:
     with ExitStack() as mapped, load_program(bundle, "next") as program:
         feed = _head(bundle, mapped)
-        places = torch.arange(len(hidden)) * hidden.shape[1] + place
+        places = torch.full((len(hidden),), place)
         logits = program.run({"h": hidden, "mask": mask, "places": places} | feed)["logits"][0]
         feed.clear()
     if not torch.isfinite(logits).all():
@@ -110,12 +110,10 @@ def _predict_chunk(bundle: Bundle, state: Named, rows: LanguageRows, advance: Ca
 
 
 def _score(program: Program, inputs: Named, labels: torch.Tensor, size: int) -> list[Predicted]:
-    flat = labels.flatten()
-    places = (flat != NO_TARGET).nonzero().squeeze(1)
     results = []
-    for some in torch.split(places, size):
-        outputs = program.run({**inputs, **target_feed(some, flat[some], size, 1.0)})
-        results.append(Predicted(round(outputs["correct"].item()), outputs["loss_sum"].item(), len(some)))
+    for targets in all_targets(labels, size):
+        outputs = program.run({**inputs, **targets.feed(1.0)})
+        results.append(Predicted(round(outputs["correct"].item()), outputs["loss_sum"].item(), targets.count))
     return results
 
 

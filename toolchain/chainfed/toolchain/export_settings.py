@@ -42,7 +42,7 @@ class ExportSettings:
             fit.
         optimizer: the rule inside the training programs.
         pooling: how tokens become a classifier's features; None for what suits the model.
-        max_target_tokens: positions of a batch that go through a language model's head; None for all of them.
+        max_target_tokens: positions of a row that go through a language model's head; None for all of them.
         packing: whether several texts for a language model share a row.
         chat_template: how a language model reads conversations: None for the tokenizer's own template, "plain" for
             headings, or a file with a Jinja template.
@@ -148,20 +148,20 @@ def _check_task(settings: ExportSettings, family: Family) -> None:
         )
     if settings.labels or settings.pooling is not None:
         raise BadInputError("--labels and --pooling are for --task classification; leave them out.")
-    most = settings.batch_size * (settings.seq_len - 1)
+    most = settings.seq_len - 1
     if most < 1:
         raise BadInputError(f"--seq-len {settings.seq_len} leaves nothing to predict; give 2 or more.")
     if not 1 <= _max_target_tokens(settings) <= most:
         raise BadInputError(
-            f"--max-target-tokens {settings.max_target_tokens} does not fit: a batch of {settings.batch_size} rows of "
-            f"{settings.seq_len} tokens has 1 to {most} positions to predict from."
+            f"--max-target-tokens {settings.max_target_tokens} does not fit: a row of {settings.seq_len} tokens has "
+            f"1 to {most} positions to predict from."
         )
 
 
 def _max_target_tokens(settings: ExportSettings) -> int:
     if settings.task == "classification":
         return 0
-    every = settings.batch_size * (settings.seq_len - 1)
+    every = settings.seq_len - 1
     return every if settings.max_target_tokens is None else settings.max_target_tokens
 
 

@@ -1,8 +1,8 @@
 """The programs of causal language modelling: adapters alone are trained, the model's own head serves both losses.
 
-Only the positions that have a target go through the head, at most T of them a batch: `target_places` says where they
-are among the B * S positions, `targets` which token follows there, and `target_weights` what each counts (0 for an
-unused place). B batch, S sequence, D hidden size, V vocabulary.
+Only positions that have a target go through the head, at most T of a row: `target_places` says where in the row they
+are, `targets` which token follows there, and `target_weights` what each counts (0 for an unused place). B batch, S
+sequence, T targets of a row, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from chainfed.toolchain.adapters import auxiliary_branch
+from chainfed.toolchain.gradient_accumulation import accumulated_gradients, rows_at_once
 from chainfed.toolchain.losses import global_perspective_loss
 from chainfed.toolchain.optimizers import optimizer_step, state_shapes
 from chainfed.toolchain.programs import (
@@ -63,49 +64,55 @@ def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefini
 
 
 def _score(settings: ProgramSettings, tensors: Named) -> Named:
-    features = _features(settings, tensors, _rows(tensors["h"], tensors["target_places"]))
-    scored = vocabulary_loss(features, tensors["lm_head.weight"], tensors["targets"], settings.family.logit_softcap)
-    weights = tensors["target_weights"]
-    return {"loss_sum": (scored.losses * weights).sum(), "correct": _correct(scored.hits, weights)}
+    features = _features(settings, tensors, _at(tensors["h"], tensors["target_places"]))
+    loss, correct = _weighted_loss(settings, tensors, features)
+    return {"loss_sum": loss, "correct": correct}
 
 
 def _next(settings: ProgramSettings, tensors: Named) -> Named:
-    features = _features(settings, tensors, _rows(tensors["h"], tensors["places"]))
+    features = _features(settings, tensors, _at(tensors["h"], tensors["places"].unsqueeze(1)))
     return {"logits": vocabulary_logits(features, tensors["lm_head.weight"], settings.family.logit_softcap)}
 
 
 def _window_step(settings: ProgramSettings, window_size: int, tensors: Named) -> Named:
-    """The head's gradient is formed while its loss is, so only what lies below the head is differentiated."""
     parameters = below(tensors, "trainable.")
-    features, pull_back, *_ = torch.func.vjp(partial(_both_branches, settings, window_size, tensors), parameters)
-    targets, weights = tensors["targets"], tensors["target_weights"]
-    scored = vocabulary_loss(
-        features, tensors["lm_head.weight"], torch.cat((targets, targets)), settings.family.logit_softcap
+    gradients, losses = accumulated_gradients(
+        partial(_window_objective, settings, window_size),
+        parameters,
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(("trainable.", "state."))},
+        batched=("h", "mask", "target_places", "targets", "target_weights"),
+        sums=("local_loss", "global_loss", "correct"),
+        rows=rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once),
     )
-    local_losses, global_losses = scored.losses.chunk(2)
-    local_loss, global_loss = (local_losses * weights).sum(), (global_losses * weights).sum()
-    share = torch.cat((weights, weights * tensors["global_loss_weight"]))
-    (gradients,) = pull_back(scored.gradient * share.unsqueeze(1))
     rates = dict.fromkeys(parameters, tensors["adapter_lr"])
     updated, new_state = optimizer_step(settings.optimizer, parameters, gradients, below(tensors, "state."), rates)
-    return {
-        **under("trainable.", updated),
-        **under("state.", new_state),
-        "loss": global_perspective_loss(local_loss, global_loss, tensors["global_loss_weight"]),
-        "local_loss": local_loss,
-        "global_loss": global_loss,
-        "correct": _correct(scored.hits.chunk(2)[0], weights),
-    }
+    return {**under("trainable.", updated), **under("state.", new_state), **losses}
 
 
-def _both_branches(settings: ProgramSettings, window_size: int, tensors: Named, trainable: dict[str, Tensor]) -> Tensor:
-    """What the head sees of the local branch, then of the global one: (2 T, D)."""
+def _window_objective(
+    settings: ProgramSettings, window_size: int, tensors: Named, trainable: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The stage's loss as a function of the adapters. Both branches go through the head together."""
     h = window_output(settings, window_size, tensors, trainable)
-    local = _rows(h, tensors["target_places"])
-    ahead = local
+    local = ahead = _at(h, tensors["target_places"])
     if window_size < settings.family.num_layers:
         ahead = auxiliary_branch(local, tensors["aux.down"], tensors["aux.up"])
-    return _features(settings, tensors, torch.cat((local, ahead)))
+    features = _features(settings, tensors, torch.cat((local, ahead)))
+    targets, weights = tensors["targets"].flatten(), tensors["target_weights"].flatten()
+    losses, hits = vocabulary_loss(
+        features, tensors["lm_head.weight"], torch.cat((targets, targets)), settings.family.logit_softcap
+    )
+    count = targets.shape[0]
+    local_loss, global_loss = (losses[:count] * weights).sum(), (losses[count:] * weights).sum()
+    loss = global_perspective_loss(local_loss, global_loss, tensors["global_loss_weight"])
+    return loss, {"local_loss": local_loss, "global_loss": global_loss, "correct": _correct(hits[:count], weights)}
+
+
+def _weighted_loss(settings: ProgramSettings, tensors: Named, features: Tensor) -> tuple[Tensor, Tensor]:
+    weights = tensors["target_weights"].flatten()
+    targets = tensors["targets"].flatten()
+    losses, hits = vocabulary_loss(features, tensors["lm_head.weight"], targets, settings.family.logit_softcap)
+    return (losses * weights).sum(), _correct(hits, weights)
 
 
 def _features(settings: ProgramSettings, tensors: Named, rows: Tensor) -> Tensor:
@@ -113,9 +120,11 @@ def _features(settings: ProgramSettings, tensors: Named, rows: Tensor) -> Tensor
     return settings.family.finish(below(tensors, "output."), rows.unsqueeze(0)).squeeze(0)
 
 
-def _rows(h: Tensor, places: Tensor) -> Tensor:
-    """The hidden states at some of the B * S positions: (B, S, D), (N,) int64 -> (N, D)."""
-    return h.reshape(-1, h.shape[-1]).index_select(0, places)
+def _at(h: Tensor, places: Tensor) -> Tensor:
+    """The hidden states at some positions of each row: (B, S, D), (B, T) int64 -> (B T, D)."""
+    batch, length, width = h.shape
+    first = torch.arange(0, batch * length, length).unsqueeze(1)
+    return h.reshape(batch * length, width).index_select(0, (places + first).flatten())
 
 
 def _correct(hits: Tensor, weights: Tensor) -> Tensor:
@@ -128,6 +137,6 @@ def _head(settings: ProgramSettings) -> tuple[TensorSpec, ...]:
 
 
 def _targets(settings: ProgramSettings) -> tuple[TensorSpec, ...]:
-    count = (settings.max_target_tokens,)
+    count = (settings.batch_size, settings.max_target_tokens)
     places = TensorSpec("target_places", count, "int64"), TensorSpec("targets", count, "int64")
     return (*places, TensorSpec("target_weights", count))

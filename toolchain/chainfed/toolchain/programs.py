@@ -52,7 +52,7 @@ class ProgramSettings:
         adapter_dim: A.
         task: what is learnt.
         num_labels: C of a classifier.
-        max_target_tokens: of a language model, how many positions of a batch go through its head, at most B * (S - 1).
+        max_target_tokens: of a language model, how many positions of a row go through its head, at most S - 1.
         windows: the window sizes to build a training step for, Q in the paper.
         pooling: how a row's tokens become one feature vector.
         optimizer: the rule inside the training steps.
@@ -86,9 +86,8 @@ class ProgramSettings:
             raise ValueError(
                 f"a {self.family.config.model_type} model attends in both directions and predicts no token"
             )
-        targets = self.batch_size * (self.seq_len - 1)
-        if self.task == "language_modelling" and not 1 <= self.max_target_tokens <= targets:
-            raise ValueError(f"max_target_tokens must lie between 1 and {targets}, batch_size * (seq_len - 1)")
+        if self.task == "language_modelling" and not 1 <= self.max_target_tokens <= self.seq_len - 1:
+            raise ValueError(f"max_target_tokens must lie between 1 and {self.seq_len - 1}, seq_len - 1")
         if not 1 <= self.seq_len <= self.family.max_seq_len:
             raise ValueError(f"seq_len must lie between 1 and {self.family.max_seq_len}, the model's longest sequence")
         if any(not 1 <= size <= self.family.num_layers for size in self.windows):

@@ -248,20 +248,20 @@ class LanguageReference(Reference):
 
     def _next(self, tensors: Named) -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"logits": self._logits(tensors["h"], tensors["places"], tensors)}
+            logits = self._logits(tensors["h"], tensors)
+        return {"logits": logits[torch.arange(len(logits)), tensors["places"]]}
 
     def _target_loss(self, h: Tensor, tensors: Named) -> tuple[Tensor, Tensor]:
         """Weighted cross-entropy, and how many targets of positive weight are the most likely token."""
-        real = tensors["target_weights"] > 0
-        targets, weights = tensors["targets"][real], tensors["target_weights"][real]
-        logits = self._logits(h, tensors["target_places"][real], tensors)
+        row, column = (tensors["target_weights"] > 0).nonzero(as_tuple=True)
+        targets, weights = tensors["targets"][row, column], tensors["target_weights"][row, column]
+        logits = self._logits(h, tensors)[row, tensors["target_places"][row, column]]
         each = nn.functional.cross_entropy(logits, targets, reduction="none")
         return (each * weights).sum(), (logits.argmax(dim=1) == targets).sum().to(torch.float32)
 
-    def _logits(self, h: Tensor, places: Tensor, tensors: Named) -> Tensor:
-        """At some of the B * S positions: (N, V)."""
-        features = self.finish(h, tensors).flatten(0, 1)[places]
-        logits = nn.functional.linear(features, tensors["lm_head.weight"])
+    def _logits(self, h: Tensor, tensors: Named) -> Tensor:
+        """At every position: (B, S, D) -> (B, S, V)."""
+        logits = nn.functional.linear(self.finish(h, tensors), tensors["lm_head.weight"])
         bound = self.settings.family.logit_softcap
         return logits if bound is None else bound * torch.tanh(logits / bound)
 

@@ -25,7 +25,7 @@ from chainfed.runtime.feeds import (
     output_feed,
     statistics_feed,
 )
-from chainfed.runtime.language_data import NO_TARGET, choose_targets, target_feed
+from chainfed.runtime.language_data import NO_TARGET, choose_targets
 from chainfed.runtime.shards import Shard
 from chainfed.runtime.tokenization import Tokenizer
 from chainfed.toolchain.reference import Reference
@@ -253,8 +253,7 @@ class LanguageCases(Cases):
         h = {"h": batch.hidden[self._layers], "mask": batch.mask} | self._output | self._head
         yield Case("score", batch.description, h | self._chosen_targets(batch, 1.0), batch.rows)
         last = batch.mask.sum(dim=1).long().clamp(min=1) - 1
-        places = {"places": torch.arange(len(last)) * batch.mask.shape[1] + last}
-        yield Case("next", batch.description, h | places, batch.rows)
+        yield Case("next", batch.description, h | {"places": last}, batch.rows)
 
     def stage_feed(self, end: int, batch: Batch) -> dict[str, Tensor]:
         """Targets, head and rate."""
@@ -275,9 +274,8 @@ class LanguageCases(Cases):
     def _chosen_targets(self, batch: Batch, weight: float | None = None) -> dict[str, Tensor]:
         labels = batch.labels.clone()
         labels[batch.rows :] = NO_TARGET
-        size = self._manifest.task.max_target_tokens
-        places, targets = choose_targets(labels, size)
-        return target_feed(places, targets, size, 1.0 / len(places) if weight is None else weight)
+        chosen = choose_targets(labels, self._manifest.task.max_target_tokens)
+        return chosen.feed(1.0 / chosen.count if weight is None else weight)
 
 
 def _targets(batch: Batch, weight: float | None = None) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 The vocabulary is walked in chunks of rows, once: a running maximum, a running sum, and a running sum of the head's rows
 weighted with the exponentials give the loss and, at the end, its gradient for the features. The head is frozen, so that
-is all the gradient there is. N targets, V vocabulary, D hidden size; all float32 unless said.
+is all the gradient there is, and a backward pass only has to scale it. N targets, V vocabulary, D hidden size; all
+float32 unless said.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,30 +20,45 @@ CHUNK_ROWS = 2048
 _LOWEST = -1e30
 
 
-@dataclass(frozen=True)
-class VocabularyLoss:
-    """The loss of every target and what follows from it.
-
-    Attributes:
-        losses: (N,), cross-entropy in nats.
-        hits: (N,), 1 where no token has a larger logit than the target.
-        gradient: (N, D), of `losses` for the features, row by row.
-    """
-
-    losses: Tensor
-    hits: Tensor
-    gradient: Tensor
-
-
-def vocabulary_loss(features: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> VocabularyLoss:
-    """Loss and gradient of ``cross_entropy(features @ head.T, targets)`` in one pass over the vocabulary.
+def vocabulary_loss(
+    features: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """``cross_entropy(features @ head.T, targets)`` of each target, in one pass over the vocabulary.
 
     Args:
         features: (N, D).
-        head: (V, D).
+        head: (V, D), which gets no gradient.
         targets: (N,) int64.
         softcap: with it, logits are ``softcap * tanh(logits / softcap)``, as Gemma 2 has them.
+
+    Returns:
+        The losses in nats, (N,); and 1 for each target that no token has a larger logit than, else 0, (N,).
     """
+    losses, hits, _ = _VocabularyLoss.apply(features, head, targets, softcap)  # type: ignore[no-untyped-call]
+    return losses, hits
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    """(N, D), (V, D), (N,) -> losses (N,), hits (N,), and the gradient of the losses for the features, (N, D)."""
+
+    @staticmethod
+    def forward(features: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, ...]:
+        return _loss_and_gradient(features, head, targets, softcap)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        del inputs
+        _, hits, gradient = output
+        ctx.mark_non_differentiable(hits, gradient)
+        ctx.save_for_backward(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].unsqueeze(1), None, None, None
+
+
+def _loss_and_gradient(features: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, ...]:
     count = features.shape[0]
     highest = torch.full((count, 1), _LOWEST)
     total = torch.zeros((count, 1))
@@ -62,7 +78,8 @@ def vocabulary_loss(features: Tensor, head: Tensor, targets: Tensor, softcap: fl
     if softcap is not None:
         pushed = pushed * (1.0 - wanted * wanted * (1.0 / softcap**2))
     losses = highest + total.log() - wanted
-    return VocabularyLoss(losses.squeeze(1), (wanted >= highest).to(features.dtype).squeeze(1), pulled / total - pushed)
+    hits = (wanted >= highest).to(features.dtype)
+    return losses.squeeze(1), hits.squeeze(1), pulled / total - pushed
 
 
 def vocabulary_logits(features: Tensor, head: Tensor, softcap: float | None = None) -> Tensor:

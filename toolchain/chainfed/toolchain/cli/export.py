@@ -40,7 +40,7 @@ _TASKS: dict[str, TaskKind] = {"classification": "classification", "language-mod
 @click.option(
     "--max-target-tokens",
     type=int,
-    help="Positions of a batch that go through a language model's head.  [default: all]",
+    help="Positions of a row that go through a language model's head.  [default: all]",
 )
 @click.option("--packing", is_flag=True, help="Several texts for a language model share a row.")
 @click.option(

@@ -48,7 +48,7 @@ def _show_facts(facts: Mapping[str, Any]) -> None:
 def _task(task: Mapping[str, Any]) -> str:
     if task["kind"] == "language_modelling":
         packing = ", several texts a row" if task["packing"] else ""
-        return f"language modelling, at most {task['max_target_tokens']} targets a batch{packing}"
+        return f"language modelling, at most {task['max_target_tokens']} targets a row{packing}"
     labels = task["labels"]
     names = ", ".join(labels[:_SHOWN_LABELS]) + (" ..." if len(labels) > _SHOWN_LABELS else "")
     return f"classification, {len(labels)} labels ({names}), {task['pooling']} pooling"
