@@ -165,6 +165,7 @@ def _with_own_attention(layer: nn.Module) -> nn.Module:
     """Let the attention in a layer be the programs'; modules that choose theirs otherwise keep it."""
     for module in layer.modules():
         if hasattr(module, "config"):
-            module.config = copy.deepcopy(module.config)
-            module.config._attn_implementation = ATTENTION
+            config: Any = copy.deepcopy(module.config)
+            config._attn_implementation = ATTENTION
+            module.config = config
     return layer
