@@ -55,6 +55,21 @@ def test_a_transposed_input_is_not_mistaken_for_a_weight() -> None:
     assert calls == {aten.permute_copy.default: 1, aten.mm.default: 1}
 
 
+def test_long_sums_are_split() -> None:
+    """Both forms of a product, in parts of at most 4,096 numbers; a bias is added once."""
+
+    def products(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias) + x @ other
+
+    tensors = [torch.randn(*shape) * 0.01 for shape in ((2, 9000), (3, 9000), (3,), (9000, 3))]
+    graph_module, calls = _rewritten(products, *tensors)
+    assert calls[aten.linear.default] == calls[aten.mm.default] == 3
+    widths = {
+        node.args[0].meta["val"].shape[1] for node in graph_module.graph.nodes if node.target is aten.linear.default
+    }
+    assert widths == {3000}
+
+
 def test_equal_expressions_are_computed_once() -> None:
     _, calls = _rewritten(lambda x: (1.0 - x) * 2 + (1.0 - x) * 2.0, torch.randn(3))
     assert calls[aten.sub.Tensor] == 1

@@ -25,8 +25,8 @@ class ArenaPlanning(MemoryPlanningPass):  # type: ignore[misc]
     def run(self, graph_module: GraphModule, graph_signature: Any = None) -> PassResult:
         """Plan the arena of a program and of the loops in it."""
         self._placed_outside = {id(node.meta["spec"]) for node in _given_to_loops(graph_module)}
-        planned: PassResult = super().run(graph_module, graph_signature)
-        return planned
+        result: PassResult = super().run(graph_module, graph_signature)
+        return result
 
     def _plan(self, alignment: int, specs: Collection[Any], *others: Any) -> list[int]:
         inside = type(specs)(spec for spec in specs if id(spec) not in self._placed_outside)  # type: ignore[call-arg]

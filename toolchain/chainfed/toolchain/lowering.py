@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import _PyTreeCodeGen
 
 from chainfed.toolchain.arena_planning import ArenaPlanning
 from chainfed.toolchain.decompositions import decomposition_table
@@ -60,9 +64,36 @@ def lower(program: ProgramDefinition) -> LoweredProgram:
     config = EdgeCompileConfig(
         preserve_ops=[torch.ops.aten.linear.default], _check_ir_validity=False, _skip_dim_order=True
     )
-    edge = to_edge(exported, compile_config=config).to_backend(RunPartitioner())
-    for graph_module in graph_modules(edge.exported_program().graph_module):
-        restore_order(graph_module)
-    executable = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=ArenaPlanning()))
+    with _graphs_compiled_when_called():
+        edge = to_edge(exported, compile_config=config).to_backend(RunPartitioner())
+        for graph_module in graph_modules(edge.exported_program().graph_module):
+            restore_order(graph_module)
+        executable = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=ArenaPlanning()))
     arena_bytes = sum(executable.executorch_program.execution_plan[0].non_const_buffer_sizes)
     return LoweredProgram(program.name, bytes(executable.buffer), int(arena_bytes))
+
+
+@contextlib.contextmanager
+def _graphs_compiled_when_called() -> Iterator[None]:
+    """Put off what torch does after each change of a graph: writing it as Python source and compiling that.
+
+    Lowering changes graphs thousands of times, the whole one for every delegate, and calls hardly any of them.
+    """
+    compile_now = GraphModule.recompile
+
+    def compile_when_called(graph_module: Any) -> None:
+        if isinstance(graph_module.graph._codegen, _PyTreeCodeGen):
+            info = graph_module.graph._codegen.pytree_info
+            graph_module._in_spec, graph_module._out_spec = info.in_spec, info.out_spec
+        graph_module._code = ""
+        type(graph_module).forward = forward
+
+    def forward(graph_module: Any, *arguments: Any, **options: Any) -> Any:
+        compile_now(graph_module)
+        return graph_module.forward(*arguments, **options)
+
+    GraphModule.recompile = compile_when_called  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        GraphModule.recompile = compile_now  # type: ignore[method-assign]

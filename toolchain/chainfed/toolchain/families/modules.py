@@ -182,8 +182,8 @@ class ModuleFamily:
 def _with_own_attention(layer: nn.Module) -> nn.Module:
     """Let the attention in a layer be the programs'; modules that choose theirs otherwise keep it."""
     for module in layer.modules():
-        config: Any = getattr(module, "config", None)
-        if config is not None:
-            module.config = copy.deepcopy(config)
-            module.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
+        if hasattr(module, "config"):
+            config: Any = copy.deepcopy(module.config)
+            config._attn_implementation = ATTENTION
+            module.config = config
     return layer
