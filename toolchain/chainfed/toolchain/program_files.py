@@ -20,6 +20,21 @@ Report = Callable[[str], None]
 _LOWERING = ("chainfed.toolchain.lowering", "chainfed.toolchain.steps")
 _MEASURING = ("chainfed.toolchain.memory_probe",)
 _PACKAGES = ("executorch", "torch", "transformers")
+_NOT_IN_PROGRAMS = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "name_or_path",
+    "num_labels",
+    "problem_type",
+    "task_specific_params",
+    "torch_dtype",
+    "transformers_version",
+)
+"""What a model's configuration says about where it came from and what it was last tuned for."""
 
 
 def program_file(name: str) -> str:
@@ -107,12 +122,12 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
     shared: list[Any] = [
         package_versions(*_PACKAGES),
         source_digest([*_LOWERING, type(family).__module__]),
-        family.config.to_dict(),
-        settings.pooling,
+        {name: value for name, value in family.config.to_dict().items() if name not in _NOT_IN_PROGRAMS},
     ]
     return {
         name: content_key(
             shared,
+            settings.pooling if _pools(definition) else None,
             vars(settings.optimizer) if _trains(definition) else None,
             [name, _shapes(definition.inputs), _shapes(definition.outputs)],
         )
@@ -124,6 +139,15 @@ def _trains(definition: ProgramDefinition) -> bool:
     """Whether the optimiser is in the program: it gives back tensors that it takes, other than hidden states."""
     taken = {spec.name for spec in definition.inputs} - {"h"}
     return any(spec.name in taken for spec in definition.outputs)
+
+
+def _pools(definition: ProgramDefinition) -> bool:
+    """Whether hidden states end in the program: it takes them and gives none."""
+    return _has_hidden_states(definition.inputs) and not _has_hidden_states(definition.outputs)
+
+
+def _has_hidden_states(specs: tuple[steps.TensorSpec, ...]) -> bool:
+    return any(spec.name == "h" for spec in specs)
 
 
 def _shapes(specs: tuple[steps.TensorSpec, ...]) -> list[list[Any]]:
