@@ -31,7 +31,7 @@ def _fields(value: Any, name: str = "") -> set[str]:
 
 
 def _is_documented(name: str, words: set[str]) -> bool:
-    """Whether a tensor or file is there, whole or as a pattern such as `window.{j}.layer.<tensor>`; `state.*` is none."""
+    """Whether a tensor or file is there, whole or as a pattern such as `window.{j}.layer.<tensor>`."""
     return any(re.fullmatch(_pattern(spelling), name) for word in words for spelling in _spellings(word))
 
 
