@@ -4,6 +4,7 @@
     memory        a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
     PyTorch
     federation    the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
+    loading       memory that exporting a checkpoint of LLaMA-2-7B sizes takes; --layers 32 for all of it
 
 `make bench-programs` measures programs of the sizes of large models.
 
@@ -16,15 +17,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import federation
+import loading
 import memory
 import verification
 
-PARTS = {"verification": verification.measure, "memory": memory.measure, "federation": federation.measure}
+PARTS: dict[str, Callable[[Path, Path, bool], None]] = {
+    "verification": verification.measure,
+    "memory": memory.measure,
+    "federation": federation.measure,
+    "loading": loading.measure,
+}
 
 
 def main() -> None:
@@ -33,6 +42,12 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small data and one seed: to see that it runs, not to quote"
     )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=loading.DEFAULT_LAYERS,
+        help="layers of the model of `loading` (32: 27 GB of disk)",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in PARTS]:
@@ -40,6 +55,7 @@ def main() -> None:
     shared = Path(os.environ.get("CHAINFED_SHARED", Path(__file__).parents[2] / "shared")).resolve()
     if not (shared / "models/minilm-l6").is_dir():
         sys.exit(f"The benchmarks need the models and data in {shared}, which is not there; set CHAINFED_SHARED.")
+    PARTS["loading"] = partial(loading.measure, layers=options.layers)
     options.out.mkdir(parents=True, exist_ok=True)
     for part in options.parts or PARTS:
         PARTS[part](shared, options.out.resolve(), options.quick)

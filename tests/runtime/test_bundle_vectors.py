@@ -92,8 +92,8 @@ def test_programs_give_the_expected_outputs(bundle: str, case: dict[str, Any]) -
         assert sorted(outputs) == sorted(expected)
         for name, tensor in expected.items():
             rows = slice(case["rows"]) if name in BY_ROW else ...
-            error = np.abs(outputs[name][rows] - tensor[rows]) / np.maximum(1.0, np.abs(tensor[rows]))
-            assert error.max() <= INDICES[bundle]["tolerance"], f"step {step}, {name}"
+            error, largest = np.abs(outputs[name][rows] - tensor[rows]).max(), np.abs(tensor[rows]).max()
+            assert error <= INDICES[bundle]["tolerance"] * largest, f"step {step}, {name}"
         given |= {name: tensor for name, tensor in outputs.items() if name in given}
 
 
@@ -105,12 +105,13 @@ def test_every_program_has_a_case_and_no_case_is_trivial(bundle: str) -> None:
         tensors = read_tensors(BUNDLES / bundle / case["tensors"])
         for name, tensor in tensors.items():
             assert np.isfinite(tensor).all()
-            if name.startswith("expected/") and tensor.dtype == np.float32 and tensor.size > 1:
-                assert np.abs(tensor).max() > 1e-4, f"{case['name']}: {name}"
-        trained = [name for name in tensors if name.startswith("input/trainable.")]
-        for name in trained:
-            change = np.abs(tensors[name.replace("input/", "expected/1/")] - tensors[name]).max()
-            assert change > 2 * INDICES[bundle]["tolerance"] or "final_head" in name, f"{case['name']}: {name}"
+            if name.startswith("expected/") and tensor.size > 1 and "final_head" not in name:
+                assert tensor.any(), f"{case['name']}: {name}"
+        for name in tensors:
+            if name.startswith("input/trainable.") and "final_head" not in name:
+                change = np.abs(tensors[name.replace("input/", "expected/1/")] - tensors[name]).max()
+                noticed = INDICES[bundle]["tolerance"] * np.abs(tensors[name]).max()
+                assert change > 5 * noticed, f"{case['name']}: the step of {name} is within the tolerance"
 
 
 @pytest.mark.parametrize("bundle", INDICES)

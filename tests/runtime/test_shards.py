@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import mmap
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +90,46 @@ def test_a_shard_is_mapped(tmp_path: Path) -> None:
     with Shard(path) as shard:
         assert lies_in(path, shard.tensors["a"])
         assert not lies_in(path, shard.tensors["a"].clone())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell its mappings")
+def test_a_tensor_outlives_its_shard_and_the_mapping_ends_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "s", a=np.ones(100_000, np.float32))
+    with Shard(path) as shard:
+        tensor = shard.tensors["a"]
+    assert tensor.sum().item() == 100_000
+    assert str(path) in Path("/proc/self/maps").read_text()
+    del tensor, shard
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+CORPUS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "vectors" / "damaged" / "safetensors.json").read_text(encoding="utf-8")
+)["cases"]
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=[case["name"] for case in CORPUS])
+def test_the_corpus_of_damage_is_refused_before_anything_is_mapped(case: dict[str, Any], tmp_path: Path) -> None:
+    header = bytes.fromhex(case["header_hex"]) if "header_hex" in case else case["header"].encode()
+    header += case.get("repeat", "").encode() * case.get("times", 0)
+    length = int(case.get("length", len(header)))
+    (tmp_path / "s").write_bytes(struct.pack("<Q", length) + header + bytes(case["data_bytes"]))
+    if case.get("accepted"):
+        with Shard(tmp_path / "s") as shard:
+            assert all(tensor.abs().sum() == 0 for tensor in shard.tensors.values())
+    else:
+        with pytest.raises(BundleError, match="no safetensors file"):
+            Shard(tmp_path / "s")
+
+
+def test_a_tensor_that_lies_at_no_multiple_of_its_element_is_copied(tmp_path: Path) -> None:
+    header = b'{"t":{"dtype":"I64","shape":[600],"data_offsets":[0,4800]}}  '
+    values = np.arange(600, dtype=np.int64)
+    (tmp_path / "s").write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
+    assert (8 + len(header)) % 8
+    with Shard(tmp_path / "s") as shard:
+        assert torch.equal(shard.tensors["t"], torch.from_numpy(values))
+        assert shard.tensors["t"].data_ptr() % 8 == 0
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from chainfed.core.cli import run
 from chainfed.core.errors import ModelError
 from chainfed.toolchain import checkpoint_weights
 from chainfed.toolchain.checkpoint import Checkpoint
@@ -108,6 +109,19 @@ def test_values_that_are_not_finite_are_refused_with_tensor_and_file(model: Path
     layer = Checkpoint(model).layer(2)
     with pytest.raises(ModelError, match=rf"model\.safetensors: tensor {NORM} holds values that are NaN or infinite"):
         layer["output.LayerNorm.bias"]
+
+
+def test_the_command_refuses_such_a_model_before_it_lowers_anything(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_tensor(model / "model.safetensors", NORM, lambda tensor: tensor * float("nan"))
+    monkeypatch.setattr("chainfed.toolchain.program_files.lower_programs", lambda *_: pytest.fail("lowered"))
+    arguments = ["export", str(model), "--labels", "2", "--seq-len", "8", "--out", str(tmp_path / "bundle")]
+    assert run(arguments) == ModelError.exit_code
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"tensor {NORM} holds values that are NaN or infinite" in error
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_value_beyond_float32_is_refused(model: Path) -> None:

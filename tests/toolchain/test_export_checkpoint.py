@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from chainfed.core.errors import ModelError
-from chainfed.toolchain.checkpoint import Checkpoint, locate_model
+from chainfed.toolchain.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -144,33 +144,3 @@ def test_a_missing_or_foreign_tokenizer_is_refused(model: Path) -> None:
     (model / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer \(neither tokenizer.json nor vocab.txt\)"):
         Checkpoint(model).tokenizer()
-
-
-def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not exist"):
-        locate_model(str(tmp_path / "nothing"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="is a file"):
-        locate_model(str(tmp_path / "file"))
-
-
-def test_a_hub_name_is_fetched_without_pickles(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, patterns=allow_patterns)
-        return str(model)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert locate_model("some-owner/some-model") == model
-    assert asked["name"] == "some-owner/some-model"
-    assert not any(".bin" in str(pattern) for pattern in asked["patterns"])  # type: ignore[attr-defined]
-
-
-def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, allow_patterns: list[str]) -> str:
-        raise OSError("no route\nand much more")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(ModelError, match=r"could not be fetched from the Hugging Face hub \(no route\)"):
-        locate_model("some-owner/some-model")

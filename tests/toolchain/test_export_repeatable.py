@@ -37,13 +37,9 @@ def _export_in_a_process(model: Path, folder: Path, hash_seed: str) -> dict[str,
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "CHAINFED_CACHE": str(folder / "cache")}
     command = ["export", str(model), "--labels", "2", "--out", "bundle", "--seq-len", "8", "--batch-size", "2"]
     command += ["--adapter-dim", "4"]
-    subprocess.run(
-        [sys.executable, "-c", "from chainfed.core.cli import main; main()", *command],
-        cwd=folder,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    program = [sys.executable, "-c", "from chainfed.core.cli import main; main()"]
+    done = subprocess.run([*program, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     bundle = folder / "bundle"
     return {str(path.relative_to(bundle)): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 

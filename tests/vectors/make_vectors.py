@@ -46,28 +46,11 @@ TEXTS = (
     "unknown words stay unknown",
     "",
 )
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "the",
-    "a",
-    "an",
-    "and",
-    "we",
-    "saw",
-    "near",
-    "old",
-    "today",
-    "dog",
-    "fox",
-    "bread",
-    "honey",
-    "engine",
-    "pump",
-    "crane",
-]
+WORDS = (
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]"),
+    *("the", "a", "an", "and", "we", "saw", "near", "old", "today"),
+    *("dog", "fox", "bread", "honey", "engine", "pump", "crane"),
+)
 SIZES: dict[str, Any] = {
     "vocab_size": len(WORDS),
     "hidden_size": 16,
@@ -101,6 +84,7 @@ def all_vectors() -> tuple[Vectors, ...]:
 def main() -> None:
     """Writes every bundle with its cases in place of what was there."""
     warnings.simplefilter("ignore")
+    transformers.utils.logging.disable_progress_bar()
     for vectors in all_vectors():
         folder = write_vectors(vectors, FOLDER)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -115,16 +99,20 @@ def write_vectors(vectors: Vectors, into: Path) -> Path:
         settings = ExportSettings(
             str(model), LABELS, folder / "bundle", SEQ_LEN, BATCH_SIZE, adapter_dim=4, windows=(1, 2), force=True
         )
-        bundle = export_bundle(settings)
+        write_cases(vectors, export_bundle(settings), folder)
+    return folder
+
+
+def write_cases(vectors: Vectors, bundle: Bundle, folder: Path) -> None:
+    """Writes the cases of a bundle and their index into `folder`."""
     shutil.rmtree(folder / "cases", ignore_errors=True)
-    (folder / "cases").mkdir()
+    (folder / "cases").mkdir(parents=True)
     index = {
         "tolerance": TOLERANCE,
         "texts": [{"text": text, "input_ids": token_ids(vectors, text)} for text in TEXTS],
         "cases": [_write_case(case, bundle, folder) for case in _chosen_cases(bundle)],
     }
     (folder / "cases.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return folder
 
 
 def write_model(vectors: Vectors, folder: Path) -> Path:
@@ -165,7 +153,7 @@ def _tokenizer(vectors: Vectors) -> tokenizers.Tokenizer:
         single=" ".join((*vectors.before, "$A", *vectors.after)),
         special_tokens=[(token, numbers[token]) for token in (*vectors.before, *vectors.after)],
     )
-    tokenizer.add_special_tokens(WORDS[:4])
+    tokenizer.add_special_tokens(list(WORDS[:4]))
     return tokenizer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 import os
@@ -58,12 +57,9 @@ class MappedFile:
             self._map.flush()
 
     def close(self) -> None:
-        """Lets the pages go and ends the mapping as soon as no tensor over it is in use."""
+        """Lets the pages go. The mapping ends with the last tensor over it, which holds it."""
         self.release()
-        mapped, self._map = self._map, None
-        if mapped is not None:
-            with contextlib.suppress(BufferError):
-                mapped.close()
+        self._map = None
 
 
 def file_has(path: Path, num_bytes: int) -> bool:

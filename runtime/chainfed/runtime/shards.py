@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,13 +47,13 @@ class Shard:
         self._advise("MADV_DONTNEED")
 
     def close(self) -> None:
-        """Lets the pages go and ends the mapping as soon as no tensor is in use any more."""
+        """Lets the pages go. The mapping ends with the last tensor over it: each of them holds it, and only that.
+
+        Closing it here would succeed, and whoever still has a tensor would read where no memory is.
+        """
         self.evict()
         self.tensors = {}
-        mapped, self._map = self._map, None
-        if mapped is not None:
-            with contextlib.suppress(BufferError):
-                mapped.close()
+        self._map = None
 
     def __enter__(self) -> Shard:
         return self

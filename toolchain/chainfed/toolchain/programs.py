@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,8 +119,11 @@ class ProgramDefinition:
         return tuple(results[spec.name] for spec in self.outputs)
 
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Tensors of the right shapes and dtypes, all zero: enough to trace with."""
-        return tuple(torch.zeros(spec.shape, dtype=spec.torch_dtype) for spec in self.inputs)
+        """Tensors of the right shapes and dtypes, all zero: enough to trace with.
+
+        NumPy's zeros are pages that nobody has touched, so the weights of a large model take no memory here.
+        """
+        return tuple(torch.from_numpy(np.zeros(spec.shape, spec.dtype)) for spec in self.inputs)
 
 
 def below(tensors: Named, prefix: str) -> dict[str, Tensor]:
