@@ -52,7 +52,7 @@ def _meaning(part: str) -> str:
     return r"[\w.]+" if part.startswith("<") else re.escape(part)
 
 
-@pytest.mark.parametrize("bundle", ["encoder", "decoder"])
+@pytest.mark.parametrize("bundle", ["encoder", "decoder", "language"])
 def test_every_field_input_output_and_file_is_documented(bundle: str, words: set[str]) -> None:
     manifest = json.loads((BUNDLES / bundle / "bundle" / "manifest.json").read_text(encoding="utf-8"))
     singles = {single for word in words for single in re.findall(r'"?(\w+)"?', word)}

@@ -19,7 +19,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 BUNDLES = Path(__file__).parents[1] / "vectors" / "bundles"
 INDICES: dict[str, dict[str, Any]] = {
-    name: json.loads((BUNDLES / name / "cases.json").read_text(encoding="utf-8")) for name in ("encoder", "decoder")
+    name: json.loads((BUNDLES / name / "cases.json").read_text(encoding="utf-8"))
+    for name in ("encoder", "decoder", "language")
 }
 CASES = [(name, case) for name, index in INDICES.items() for case in index["cases"]]
 BY_ROW = ("h", "features", "logits")

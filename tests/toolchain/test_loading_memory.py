@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from chainfed.runtime import memory
-from chainfed.toolchain.steps import ProgramDefinition, TensorSpec
+from chainfed.toolchain.programs import ProgramDefinition, TensorSpec
 
 LAYERS = 12
 CONFIG = transformers.BertConfig(

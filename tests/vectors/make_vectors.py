@@ -27,12 +27,15 @@ from tokenizers import models, pre_tokenizers, processors
 from chainfed.core.examples import Example
 from chainfed.core.manifest import Bundle
 from chainfed.core.order import derive_seed
+from chainfed.core.passages import Passage
+from chainfed.runtime.language_data import encode_passages
 from chainfed.runtime.shards import Shard
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
-from chainfed.toolchain.reference import Reference
+from chainfed.toolchain.programs import TaskKind
+from chainfed.toolchain.reference import Reference, reference_of
 from chainfed.toolchain.verify import settings_of
-from chainfed.toolchain.verify_cases import Case, Cases
+from chainfed.toolchain.verify_cases import Case, Cases, LanguageCases, Rows, classified_rows
 
 FOLDER = Path(__file__).parent / "bundles"
 TOLERANCE = 1e-4
@@ -64,20 +67,22 @@ SIZES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Vectors:
-    """A bundle to make: its name, the model's configuration, and the special tokens around a text."""
+    """A bundle to make: its name, the model's configuration, the special tokens around a text, and the task."""
 
     name: str
     config: transformers.PretrainedConfig
     before: tuple[str, ...]
     after: tuple[str, ...]
+    task: TaskKind = "classification"
 
 
 def all_vectors() -> tuple[Vectors, ...]:
-    """An encoder with its pooler of the mean, and a decoder with grouped heads, rotary positions and a final norm."""
+    """An encoder that pools the mean; a decoder with grouped heads and a final norm; the same as a language model."""
     decoder = SIZES | {"num_key_value_heads": 1, "bos_token_id": 2, "eos_token_id": 3}
     return (
         Vectors("encoder", transformers.BertConfig(**SIZES), ("[CLS]",), ("[SEP]",)),
         Vectors("decoder", transformers.LlamaConfig(**decoder), ("[CLS]",), ()),
+        Vectors("language", transformers.LlamaConfig(**decoder), ("[CLS]",), (), "language_modelling"),
     )
 
 
@@ -97,7 +102,16 @@ def write_vectors(vectors: Vectors, into: Path) -> Path:
     with tempfile.TemporaryDirectory() as work:
         model = write_model(vectors, Path(work) / "model")
         settings = ExportSettings(
-            str(model), LABELS, folder / "bundle", SEQ_LEN, BATCH_SIZE, adapter_dim=4, windows=(1, 2), force=True
+            str(model),
+            LABELS if vectors.task == "classification" else (),
+            folder / "bundle",
+            vectors.task,
+            SEQ_LEN,
+            BATCH_SIZE,
+            adapter_dim=4,
+            windows=(1, 2),
+            max_target_tokens=4 if vectors.task == "language_modelling" else None,
+            force=True,
         )
         write_cases(vectors, export_bundle(settings), folder)
     return folder
@@ -117,7 +131,8 @@ def write_cases(vectors: Vectors, bundle: Bundle, folder: Path) -> None:
 
 def write_model(vectors: Vectors, folder: Path) -> Path:
     """The model as a Hugging Face folder; each weight comes from a generator of its own, seeded by its name."""
-    model = transformers.AutoModel.from_config(vectors.config)
+    kind = transformers.AutoModel if vectors.task == "classification" else transformers.AutoModelForCausalLM
+    model = kind.from_config(vectors.config)
     model.load_state_dict({name: _weight(vectors.name, name, tensor) for name, tensor in model.state_dict().items()})
     model.save_pretrained(folder)
     _tokenizer(vectors).save(str(folder / "tokenizer.json"))
@@ -159,14 +174,22 @@ def _tokenizer(vectors: Vectors) -> tokenizers.Tokenizer:
 
 def _chosen_cases(bundle: Bundle) -> list[tuple[str, Case, Reference]]:
     """Every program at every place of the chain where it differs, on a batch with a padded row, by name."""
-    reference = Reference(settings_of(bundle))
-    examples = [Example(text, number % len(LABELS)) for number, text in enumerate(TEXTS)]
+    reference = reference_of(settings_of(bundle))
     chosen: list[tuple[str, Case, Reference]] = []
-    for case in Cases(bundle, reference, examples):
+    for case in _cases(bundle, reference):
         if case.rows < BATCH_SIZE:
             place = sum(other.program == case.program for _, other, _ in chosen)
             chosen.append((f"{case.program}-{place}", case, reference))
     return chosen
+
+
+def _cases(bundle: Bundle, reference: Reference) -> Cases:
+    if not bundle.manifest.is_language_model:
+        examples = [Example(text, number % len(LABELS)) for number, text in enumerate(TEXTS)]
+        return Cases(bundle, reference, classified_rows(bundle, examples))
+    passages = [Passage("", text=text) for text in TEXTS[:BATCH_SIZE]]
+    rows = encode_passages(passages, bundle.manifest, bundle.path("tokenizer.json"))
+    return LanguageCases(bundle, reference, Rows(rows.ids, rows.mask, rows.labels))
 
 
 def _write_case(chosen: tuple[str, Case, Reference], bundle: Bundle, folder: Path) -> dict[str, Any]:
