@@ -70,6 +70,29 @@ def test_long_sums_are_split() -> None:
     assert widths == {3000}
 
 
+def test_norms_of_decoders_need_no_power_and_no_repetition() -> None:
+    """Mean of squares and its gradient, which autograd writes with powers and expanded sums."""
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)).cos().sum())(x)
+
+    _, calls = _rewritten(gradient, torch.randn(5, 8))
+    assert not {aten.pow.Tensor_Scalar, aten.mean.dim} & calls.keys()
+    _, calls = _rewritten(lambda x: x.sum(1, keepdim=True).expand(5, 8) / 3 * x, torch.randn(5, 8))
+    assert aten.expand.default not in calls
+
+
+def test_turning_halves_back_writes_into_no_zeros() -> None:
+    def gradient(x: Tensor) -> Tensor:
+        def turned(y: Tensor) -> Tensor:
+            return (torch.cat((-y[..., 3:], y[..., :3]), dim=-1) * torch.arange(6.0)).sum()
+
+        return torch.func.grad(turned)(x)
+
+    _, calls = _rewritten(gradient, torch.randn(5, 6))
+    assert not {aten.slice_scatter.default, aten.full.default} & calls.keys()
+
+
 def test_equal_expressions_are_computed_once() -> None:
     _, calls = _rewritten(lambda x: (1.0 - x) * 2 + (1.0 - x) * 2.0, torch.randn(3))
     assert calls[aten.sub.Tensor] == 1

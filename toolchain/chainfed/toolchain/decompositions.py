@@ -27,6 +27,8 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         aten.gelu_backward.default: _gelu_backward,
         aten._softmax_backward_data.default: _softmax_backward,
         aten.native_layer_norm_backward.default: _layer_norm_backward,
+        aten.pow.Tensor_Scalar: _power,
+        aten.mean.dim: _mean,
         aten.empty_permuted.default: _empty_permuted,
     }
 
@@ -39,6 +41,20 @@ def _gelu_backward(grad_output: Tensor, x: Tensor, *, approximate: str = "none")
     distribution = torch.nn.functional.gelu(nonzero) / nonzero
     density = (x * x * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))
     return grad_output * (distribution + x * density)
+
+
+def _power(x: Tensor, exponent: float) -> Any:
+    """Small whole powers as products: what norms and their gradients need."""
+    if exponent not in (1, 2, 3):
+        return NotImplemented
+    return x if exponent == 1 else x * x if exponent == 2 else x * x * x
+
+
+def _mean(x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    if dim is None or dtype not in (None, x.dtype):
+        return NotImplemented
+    count = math.prod(x.shape[axis] for axis in dim)
+    return x.sum(dim=list(dim), keepdim=keepdim) * (1.0 / count)
 
 
 def _softmax_backward(grad_output: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,7 @@ _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default}
 _DEPTH = 4096
 """The longest sum in a product."""
 _NOT_MERGED = {aten.full.default, aten.bmm.default}
+_ELEMENTWISE = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.sub.Tensor}
 _COPIES = {aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -179,6 +180,56 @@ def products_with_transposed_right_side(graph: Graph) -> int:
     return count
 
 
+def broadcast_late(graph: Graph) -> int:
+    """``expand(x) * c`` -> ``expand(x * c)``, and ``expand(x) * y`` -> ``x * y`` where y has the full shape anyway."""
+    count = 0
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in _ELEMENTWISE or len(node.all_input_nodes) > 2:
+            continue
+        expanded = [source for source in node.all_input_nodes if _is_call(source, aten.expand.default)]
+        if not expanded:
+            continue
+        (spread, *_), others = expanded, [source for source in node.all_input_nodes if source is not expanded[0]]
+        source = _args(spread)[0]
+        if not others and len(node.args) == 2:
+            with graph.inserting_before(node):
+                small = _call(graph, node.target, *(source if part is spread else part for part in node.args))
+            _replace(node, aten.expand.default, small, list(_shape(node)))
+        elif others and _shape(others[0]) == _shape(node):
+            node.replace_input_with(spread, source)
+        else:
+            continue
+        count += 1
+    return count
+
+
+def join_scattered_halves(graph: Graph) -> int:
+    """Two pieces written into zeros and added -> one beside the other: the gradient of turning halves around."""
+    count = 0
+    for node in _calls(graph, aten.add.Tensor):
+        pieces = node.all_input_nodes
+        if len(pieces) != 2 or not all(_is_piece_in_zeros(piece) for piece in pieces):
+            continue
+        first, second = sorted(pieces, key=lambda piece: int(_args(piece)[3]))
+        (_, low, axis, start, *_), (_, high, other_axis, middle, *_) = _args(first), _args(second)
+        length = _shape(node)[axis]
+        if axis != other_axis or start != 0 or _shape(low)[axis] != middle or middle + _shape(high)[axis] != length:
+            continue
+        with graph.inserting_before(node):
+            joined = graph.call_function(aten.cat.default, ([low, high], axis))
+        joined.meta["val"] = node.meta["val"]
+        _forward(node, joined)
+        count += 1
+    return count
+
+
+def _is_piece_in_zeros(node: Node) -> bool:
+    if not _is_call(node, aten.slice_scatter.default) or len(node.args) < 4:
+        return False
+    around = _args(node)[0]
+    return _is_call(around, aten.full.default) and _args(around)[1] == 0
+
+
 def split_deep_products(graph: Graph) -> None:
     """A product that sums over more than ``_DEPTH`` numbers -> the sum of products over parts of them.
 
@@ -232,6 +283,8 @@ _PASSES: tuple[Callable[[Graph], int], ...] = (
     permute_after_splitting_heads,
     transpose_smaller_factor,
     products_with_transposed_right_side,
+    broadcast_late,
+    join_scattered_halves,
     merge_equal_nodes,
 )
 
