@@ -4,6 +4,7 @@ prose."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,6 +39,11 @@ class _Part(BaseModel):
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+TensorDtype = Literal["float32", "float16", "int8", "int64"]
+WeightDtype = Literal["f32", "f16", "int8", "int4"]
+"""How the frozen matrices are stored; `docs/bundle.md` has the formulas."""
+
+_ITEM_BYTES: dict[TensorDtype, int] = {"float32": 4, "float16": 2, "int8": 1, "int64": 8}
 
 
 class FileEntry(_Part):
@@ -52,7 +58,12 @@ class TensorSpec(_Part):
 
     name: str
     shape: tuple[NonNegative, ...]
-    dtype: Literal["float32", "int64"]
+    dtype: TensorDtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 class ProgramEntry(_Part):
@@ -94,6 +105,7 @@ class ModelFacts(_Part):
     embedding_tensors: tuple[str, ...]
     layer_tensors: tuple[str, ...]
     output_tensors: tuple[str, ...] = ()
+    dtype: WeightDtype = "f32"
 
 
 class Task(_Part):

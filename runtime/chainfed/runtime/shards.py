@@ -12,11 +12,11 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.tensors import TensorRange, read_layout
+from chainfed.runtime.dtypes import SAFETENSORS_DTYPES
 
 # XNNPACK's kernels may read this far past a tensor's end; past the end of a mapping that would kill the process.
 GUARD_BYTES = 128
 
-_DTYPES = {"F32": torch.float32, "I64": torch.int64}
 
 
 class Shard:
@@ -26,7 +26,7 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises BundleError when the file is absent, truncated, or holds a dtype other than float32 and int64."""
+        """Raises BundleError when the file is absent, truncated, or holds a dtype that no program takes."""
         if not path.is_file():
             raise BundleError(f"{path} does not exist; fetch or export the bundle again.")
         self.path = path
@@ -70,9 +70,9 @@ class Shard:
 
 
 def _view(mapped: mmap.mmap, place: TensorRange, mapped_bytes: int, what: str) -> torch.Tensor:
-    dtype = _DTYPES.get(place.dtype)
+    dtype = SAFETENSORS_DTYPES.get(place.dtype)
     if dtype is None:
-        raise BundleError(f"{what} is {place.dtype}, but programs take F32 and I64; export the bundle again.")
+        raise BundleError(f"{what} is {place.dtype}, but programs take {', '.join(SAFETENSORS_DTYPES)}; export the bundle again.")
     if place.nbytes == 0:
         return torch.empty(place.shape, dtype=dtype)
     flat = torch.frombuffer(mapped, dtype=dtype, count=place.nbytes // dtype.itemsize, offset=place.offset)

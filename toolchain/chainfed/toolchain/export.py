@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
+from chainfed.core.errors import ModelError
 from chainfed.core.manifest import (
     ADAPTERS_FILE,
     CONFIG_FILE,
@@ -46,6 +47,7 @@ from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
+from chainfed.toolchain.quantization import NotStorableError, StoredArray, matrices, narrow
 from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
 from chainfed.toolchain.steps import ProgramSettings
 
@@ -127,10 +129,12 @@ class _Export:
 
     def _write_weights(self) -> None:
         self._next("weights of the embeddings")
-        self._write_shard(EMBEDDINGS_FILE, self._checkpoint.embeddings())
+        tables = matrices(self._family.embedding_shapes, self._family.vocab_size)
+        self._write_narrowed(EMBEDDINGS_FILE, self._checkpoint.embeddings(), tables)
         for layer in range(self._family.num_layers):
             self._next(f"weights of layer {layer}")
-            self._write_shard(layer_file(layer), self._checkpoint.layer(layer))
+            weights = self._checkpoint.layer(layer)
+            self._write_narrowed(layer_file(layer), weights, matrices(self._family.layer_shapes))
         if self._family.output_shapes:
             self._write_shard(OUTPUT_FILE, self._checkpoint.output())
         state = initial_state(
@@ -142,7 +146,16 @@ class _Export:
         )
         self._folder.write(ADAPTERS_FILE, encode(state))
 
-    def _write_shard(self, name: str, tensors: Tensors) -> None:
+    def _write_narrowed(self, name: str, tensors: Tensors, narrowed: Collection[str]) -> None:
+        try:
+            self._write_shard(name, narrow(tensors, narrowed, self._settings.dtype))
+        except NotStorableError as error:
+            raise ModelError(
+                f"{self._settings.model}: {error} ({name}), which --dtype {self._settings.dtype} cannot store; "
+                "give --dtype f32, or another model if the values are not meant."
+            ) from error
+
+    def _write_shard(self, name: str, tensors: Mapping[str, StoredArray]) -> None:
         sources = {key: TensorSource.of_array(tensor) for key, tensor in tensors.items()}
         write_tensors(self._folder.path(name), sources, {})
         self._folder.add(name)
@@ -155,7 +168,7 @@ class _Export:
             format="chainfed-bundle",
             format_version=FORMAT_VERSION,
             created_by=package_versions("chainfed", "executorch", "torch", "transformers"),
-            model=_model_facts(self._checkpoint),
+            model=_model_facts(self._checkpoint, self._programs),
             task=Task(kind="classification", labels=self._settings.labels, pooling=self._programs.pooling),
             tokenizer=Tokenizer(pad_token_id=pad_token_id),
             shapes=Shapes(batch_size=self._programs.batch_size, seq_len=self._programs.seq_len),
@@ -179,7 +192,7 @@ class _Export:
         return {size: plans[window_program(size)] for size in self._programs.windows}
 
 
-def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
+def _model_facts(checkpoint: Checkpoint, programs: ProgramSettings) -> ModelFacts:
     family = checkpoint.family
     embedding = sum(math.prod(shape) for shape in family.embedding_shapes.values())
     layer = sum(math.prod(shape) for shape in family.layer_shapes.values())
@@ -189,9 +202,10 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
         hidden_size=family.hidden_size,
         vocab_size=family.vocab_size,
         num_parameters=embedding + layer * family.num_layers,
-        embedding_tensors=tuple(family.embedding_shapes),
-        layer_tensors=tuple(family.layer_shapes),
+        embedding_tensors=tuple(tensor.name for tensor in programs.embedding_tensors),
+        layer_tensors=tuple(tensor.name for tensor in programs.layer_tensors),
         output_tensors=tuple(family.output_shapes),
+        dtype=programs.dtype,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chainfed.core.errors import BadInputError, ModelError
-from chainfed.core.manifest import TrainingDefaults
+from chainfed.core.manifest import TrainingDefaults, WeightDtype
 from chainfed.toolchain.families import Family
 from chainfed.toolchain.families.base import Pooling
 from chainfed.toolchain.optimizers import OptimizerSettings
@@ -39,6 +39,7 @@ class ExportSettings:
         optimizer: the rule inside the training programs.
         pooling: how tokens become features; None for what suits the model.
         seed: of the initial adapters and heads.
+        dtype: how the frozen matrices are stored.
         force: replace a bundle that lies at `out`.
     """
 
@@ -52,6 +53,7 @@ class ExportSettings:
     optimizer: OptimizerName = "adamw"
     pooling: Pooling | None = None
     seed: int = 0
+    dtype: WeightDtype = "f32"
     force: bool = False
 
 
@@ -112,6 +114,7 @@ def program_settings(settings: ExportSettings, family: Family) -> ProgramSetting
         windows=windows,
         pooling=settings.pooling or family.default_pooling,
         optimizer=optimizer_settings(settings.optimizer),
+        dtype=settings.dtype,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from chainfed.core.manifest import MemoryPlan, ProgramEntry, TensorSpec
@@ -10,12 +9,10 @@ from chainfed.core.manifest import MemoryPlan, ProgramEntry, TensorSpec
 WEIGHT_PREFIXES = ("embeddings.", "layer.", "output.", "trainable.")
 STATE_PREFIX = "state."
 
-_ITEM_BYTES = {"float32": 4, "int64": 8}
-
 
 def tensor_bytes(specs: Iterable[TensorSpec]) -> int:
     """Bytes of tensors."""
-    return sum(math.prod(spec.shape) * _ITEM_BYTES[spec.dtype] for spec in specs)
+    return sum(spec.nbytes for spec in specs)
 
 
 def is_weight(spec: TensorSpec) -> bool:

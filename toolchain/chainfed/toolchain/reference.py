@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chainfed.toolchain.families.base import ReferenceModule
+from chainfed.toolchain.quantization import widen
 from chainfed.toolchain.steps import ProgramSettings
 
 Named = Mapping[str, Tensor]
@@ -185,6 +186,12 @@ class Reference:
         first = {f"state.m.{name}": state["exp_avg"] for name, state in states.items()}
         second = {f"state.v.{name}": state["exp_avg_sq"] for name, state in states.items()}
         return {"state.step": next(iter(states.values()))["step"], **first, **second}
+
+
+def wide_tensors(tensors: Named) -> dict[str, Tensor]:
+    """A program's inputs as eager PyTorch takes them: frozen weights as float32."""
+    wide = widen({name: tensor.numpy() for name, tensor in tensors.items()})
+    return {name: torch.from_numpy(array) for name, array in wide.items()}
 
 
 def _below(tensors: Named, prefix: str) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from chainfed.toolchain.widening import widen_at_each_use
+
 aten = torch.ops.aten
 
 _VIEWS = {
@@ -39,6 +41,7 @@ def rewrite(graph_module: GraphModule) -> GraphModule:
     while sum(apply(graph) for apply in _PASSES):
         graph.eliminate_dead_code()
     graph.eliminate_dead_code()
+    widen_at_each_use(graph)
     graph.lint()
     graph_module.recompile()
     return graph_module

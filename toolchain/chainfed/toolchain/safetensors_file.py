@@ -7,12 +7,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from chainfed.core.tensors import FloatArray, read_layout
+from chainfed.core.tensors import read_layout
 
 _ALIGNMENT = 64
+_DTYPES = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2"), "int8": ("I8", "<i1")}
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class TensorSource:
     data: bytes = b""
 
     @classmethod
-    def of_array(cls, array: FloatArray) -> TensorSource:
-        """A float32 array in memory."""
-        return cls("F32", array.shape, array.nbytes, data=np.ascontiguousarray(array, dtype="<f4").tobytes())
+    def of_array(cls, array: npt.NDArray[Any]) -> TensorSource:
+        """An array in memory: float32, float16 or int8."""
+        dtype, layout = _DTYPES[array.dtype.name]
+        return cls(dtype, array.shape, array.nbytes, data=np.ascontiguousarray(array, dtype=layout).tobytes())
 
 
 def sources_of(path: Path) -> dict[str, TensorSource]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from chainfed.core.manifest import TensorDtype, WeightDtype
+from chainfed.runtime.dtypes import TORCH_DTYPES
 from chainfed.toolchain.adapters import adapter, auxiliary_branch
 from chainfed.toolchain.families.base import Family, Pooling
 from chainfed.toolchain.losses import (
@@ -25,9 +27,10 @@ from chainfed.toolchain.losses import (
     weighted_cross_entropy,
 )
 from chainfed.toolchain.optimizers import OptimizerSettings, optimizer_step, state_shapes
+from chainfed.toolchain.quantization import StoredTensor, is_scale, matrices, stored_tensors
+from chainfed.toolchain.widening import gather_rows, narrow_tables, widened
 
 Named = Mapping[str, Tensor]
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int64"] = "float32"
+    dtype: TensorDtype = "float32"
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch has it."""
-        return _DTYPES[self.dtype]
+        return TORCH_DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +65,7 @@ class ProgramSettings:
         windows: the window sizes to build a training step for, Q in the paper.
         pooling: how a row's tokens become one feature vector.
         optimizer: the rule inside the training steps.
+        dtype: how the matrices of the layers and the table of tokens are stored.
     """
 
     family: Family
@@ -72,6 +76,7 @@ class ProgramSettings:
     windows: tuple[int, ...] = (1, 2, 3)
     pooling: Pooling = "mean"
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    dtype: WeightDtype = "f32"
 
     def __post_init__(self) -> None:
         """Refuse settings that no program can be made from.
@@ -87,6 +92,18 @@ class ProgramSettings:
             raise ValueError(f"window sizes must lie between 1 and {self.family.num_layers}, the number of layers")
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"pooling {self.pooling!r} is unknown: use one of {', '.join(get_args(Pooling))}")
+
+    @property
+    def layer_tensors(self) -> tuple[StoredTensor, ...]:
+        """What the weight file of a layer holds."""
+        shapes = self.family.layer_shapes
+        return stored_tensors(shapes, matrices(shapes), self.dtype)
+
+    @property
+    def embedding_tensors(self) -> tuple[StoredTensor, ...]:
+        """What the weight file of the embeddings holds."""
+        shapes = self.family.embedding_shapes
+        return stored_tensors(shapes, matrices(shapes, self.family.vocab_size), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -127,14 +144,14 @@ def embed_program(settings: ProgramSettings) -> ProgramDefinition:
     """Token ids -> first hidden states."""
     rows = (settings.batch_size, settings.seq_len)
     tokens = (TensorSpec("input_ids", rows, "int64"), TensorSpec("mask", rows))
-    inputs = tokens + _specs("embeddings.", settings.family.embedding_shapes)
+    inputs = tokens + _stored_specs("embeddings.", settings.embedding_tensors)
     return ProgramDefinition("embed", inputs, (_hidden(settings),), partial(_embed, settings))
 
 
 def block_program(settings: ProgramSettings) -> ProgramDefinition:
     """Hidden states -> hidden states: one frozen layer and its adapter."""
     bottleneck = (settings.adapter_dim, settings.family.hidden_size)
-    inputs = _hidden_and_mask(settings) + _specs("layer.", settings.family.layer_shapes)
+    inputs = _hidden_and_mask(settings) + _stored_specs("layer.", settings.layer_tensors)
     inputs += _specs("adapter.", {"down": bottleneck, "up": bottleneck})
     return ProgramDefinition("block", inputs, (_hidden(settings),), partial(_block, settings))
 
@@ -174,7 +191,7 @@ def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefini
     state = _specs("state.", state_shapes(settings.optimizer, shapes))
     inputs = trainable + state
     for index in range(window_size):
-        inputs += _specs(f"window.{index}.layer.", family.layer_shapes)
+        inputs += _stored_specs(f"window.{index}.layer.", settings.layer_tensors)
     after = family.num_layers - window_size
     if after:
         stack = (after, settings.adapter_dim, family.hidden_size)
@@ -188,12 +205,16 @@ def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefini
 
 
 def _embed(settings: ProgramSettings, tensors: Named) -> Named:
-    weights = _below(tensors, "embeddings.")
-    return {"h": settings.family.embed(weights, tensors["input_ids"], tensors["mask"])}
+    stored, ids = _below(tensors, "embeddings."), tensors["input_ids"]
+    weights = {name: tensor for name, tensor in stored.items() if not is_scale(name, stored)}
+    for table in narrow_tables(stored):  # only the batch's rows are widened, and they become the table
+        weights[table] = gather_rows(stored, table, tensors["input_ids"])
+        ids = torch.arange(ids.numel()).view(ids.shape)
+    return {"h": settings.family.embed(weights, ids, tensors["mask"])}
 
 
 def _block(settings: ProgramSettings, tensors: Named) -> Named:
-    hidden = settings.family.layer(_below(tensors, "layer."), tensors["h"], tensors["mask"])
+    hidden = settings.family.layer(layer_weights(tensors, "layer."), tensors["h"], tensors["mask"])
     return {"h": adapter(hidden, tensors["adapter.down"], tensors["adapter.up"])}
 
 
@@ -269,9 +290,14 @@ def window_output(settings: ProgramSettings, window_size: int, tensors: Named, t
     """Run a window's layers, each with its adapter: (B, S, D) -> (B, S, D)."""
     h = tensors["h"]
     for index in range(window_size):
-        h = settings.family.layer(_below(tensors, f"window.{index}.layer."), h, tensors["mask"])
+        h = settings.family.layer(layer_weights(tensors, f"window.{index}.layer."), h, tensors["mask"])
         h = adapter(h, trainable[f"window.{index}.down"], trainable[f"window.{index}.up"])
     return h
+
+
+def layer_weights(tensors: Named, prefix: str) -> dict[str, Tensor]:
+    """The float32 weights of the layer whose stored tensors have names with a prefix."""
+    return widened(_below(tensors, prefix))
 
 
 def _window_trainables(settings: ProgramSettings, window_size: int) -> dict[str, tuple[int, ...]]:
@@ -304,6 +330,10 @@ def _under(prefix: str, tensors: Named) -> dict[str, Tensor]:
 
 def _specs(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(prefix + name, shape) for name, shape in shapes.items())
+
+
+def _stored_specs(prefix: str, tensors: tuple[StoredTensor, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(prefix + name, shape, dtype) for name, shape, dtype in tensors)
 
 
 def _scalars(*names: str) -> tuple[TensorSpec, ...]:

@@ -18,7 +18,7 @@ from chainfed.core.manifest import CONFIG_FILE, MANIFEST_FILE, Bundle, Manifest
 from chainfed.runtime.program import Program, set_threads
 from chainfed.toolchain.checkpoint import family_of
 from chainfed.toolchain.optimizers import OptimizerSettings
-from chainfed.toolchain.reference import Reference
+from chainfed.toolchain.reference import Reference, wide_tensors
 from chainfed.toolchain.steps import ProgramSettings, build_programs
 from chainfed.toolchain.verify_cases import SENTENCES, Case, Cases
 
@@ -113,6 +113,7 @@ def settings_of(bundle: Bundle) -> ProgramSettings:
         num_labels=manifest.num_labels,
         windows=tuple(manifest.windows),
         pooling=manifest.task.pooling,
+        dtype=manifest.model.dtype,
         optimizer=OptimizerSettings(
             name=optimizer.name,
             beta1=optimizer.beta1,
@@ -145,7 +146,7 @@ class _Comparison:
 
     def add(self, case: Case, program: Program, reference: Reference) -> None:
         """Runs a case on both sides, each step on its own side's results."""
-        given, expected = dict(case.inputs), dict(case.inputs)
+        given, expected = dict(case.inputs), wide_tensors(case.inputs)
         self._cases += 1
         for step in range(1, case.steps + 1):
             started = time.perf_counter()

@@ -20,7 +20,7 @@ from chainfed.core.order import derive_seed
 from chainfed.runtime.feeds import block_feed, embedding_feed, head_feed, output_feed, statistics_feed
 from chainfed.runtime.shards import Shard
 from chainfed.runtime.tokenization import Tokenizer
-from chainfed.toolchain.reference import Reference
+from chainfed.toolchain.reference import Reference, wide_tensors
 
 SENTENCES = (
     "The match ended in a draw after two late goals.",
@@ -188,11 +188,11 @@ class Cases:
         """Fills the batches' hidden states, and the statistics as FOAT would: from the pooled features of the text."""
         for batch in self._batches:
             feed = {"input_ids": batch.ids, "mask": batch.mask} | embedding_feed(self._embeddings)
-            batch.hidden.append(reference.run("embed", feed)["h"])
+            batch.hidden.append(reference.run("embed", wide_tensors(feed))["h"])
         for layer, shard in enumerate(self._shards):
             for batch in self._batches:
                 feed = {"h": batch.hidden[layer], "mask": batch.mask} | block_feed(shard, self._state, layer)
-                batch.hidden.append(reference.run("block", feed)["h"])
+                batch.hidden.append(reference.run("block", wide_tensors(feed))["h"])
             text = self._batches[0]
             features = reference.run("pool", {"h": text.hidden[-1], "mask": text.mask} | self._output)["features"]
             self._state[f"statistics.{layer}.mean"] = features.mean(dim=0)
