@@ -3,6 +3,7 @@
     programs    every program against PyTorch eager: error and time ratio (what `chainfed verify` prints)
     memory      a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
     PyTorch
+    precision   frozen weights as f32, f16, int8 and int4: size, memory, speed, logits and accuracy
     federation  the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
 
 The results go to `runs/bench/*.json`; the tables to standard output. Models and data come from $CHAINFED_SHARED, else
@@ -20,9 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import federation
 import memory
+import precision
 import programs
 
-PARTS = {"programs": programs.measure, "memory": memory.measure, "federation": federation.measure}
+PARTS = {
+    "programs": programs.measure,
+    "memory": memory.measure,
+    "precision": precision.measure,
+    "federation": federation.measure,
+}
 
 
 def main() -> None:

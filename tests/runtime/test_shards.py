@@ -12,7 +12,7 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.runtime import memory
-from chainfed.runtime.shards import GUARD_BYTES, Shard
+from chainfed.runtime.shards import GUARD_BYTES, Shard, prefetch
 
 
 def write(path: Path, **tensors: np.ndarray) -> Path:
@@ -40,7 +40,7 @@ def test_weights_are_never_the_processs_own_memory(tmp_path: Path) -> None:
     memory.trim()
     anonymous, in_files = memory.anonymous_bytes(), memory.file_bytes()
     shard = Shard(path)
-    shard.prefetch()
+    prefetch(path)
     assert shard.tensors["a"].sum().item() == 8_000_000
     assert memory.file_bytes() - in_files > 30_000_000
     assert memory.anonymous_bytes() - anonymous < 3_000_000

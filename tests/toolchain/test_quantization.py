@@ -46,7 +46,7 @@ def slow_int4(matrix: np.ndarray) -> np.ndarray:
 
 
 def test_only_matrices_are_narrowed(tensors: dict[str, np.ndarray]) -> None:
-    assert NAMES == {"dense.weight", "odd.weight"}
+    assert {"dense.weight", "odd.weight"} == NAMES
     assert matrices(SHAPES, rows=5) == {"odd.weight"}
     stored = narrow(tensors, NAMES, "int8")
     for name in ("dense.bias", "scaling"):
@@ -57,7 +57,9 @@ def test_only_matrices_are_narrowed(tensors: dict[str, np.ndarray]) -> None:
 def test_what_is_stored_has_the_announced_names_shapes_and_dtypes(dtype, tensors: dict[str, np.ndarray]) -> None:
     stored = narrow(tensors, NAMES, dtype)
     announced = stored_tensors(SHAPES, NAMES, dtype)
-    assert [(name, array.shape, str(array.dtype)) for name, array in stored.items()] == [tuple(each) for each in announced]
+    assert [(name, array.shape, str(array.dtype)) for name, array in stored.items()] == [
+        tuple(each) for each in announced
+    ]
     assert {name: array.shape for name, array in widen(stored).items()} == SHAPES
 
 

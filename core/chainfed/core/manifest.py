@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,11 +21,17 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "weights/embeddings.safetensors"
 OUTPUT_FILE = "weights/output.safetensors"
+BLOCK_PROGRAM = "block"
 
 
 def layer_file(layer: int) -> str:
     """Path in the bundle of one layer's weights."""
     return f"weights/layer_{layer:02d}.safetensors"
+
+
+def frozen_block_program(layer: int) -> str:
+    """Name of the block program that holds one layer's weights."""
+    return f"block_{layer:02d}"
 
 
 def window_program(window_size: int) -> str:
@@ -162,8 +169,8 @@ class TrainingDefaults(_Part):
 
 
 class Manifest(_Part):
-    """The whole manifest. `programs` are keyed "embed", "block", "pool", "head", "score", "window_q1" ...; `windows`
-    by Q."""
+    """The whole manifest. `programs` are keyed "embed", "block" (or "block_00", "block_01" ...), "pool", "head",
+    "score", "window_q1" ...; `windows` by Q."""
 
     format: Literal["chainfed-bundle"]
     format_version: int
@@ -185,11 +192,26 @@ class Manifest(_Part):
         """Labels of the task."""
         return len(self.task.labels)
 
-    def weight_files(self, num_layers: int | None = None) -> list[str]:
-        """The shards of frozen weights that it takes to run the first `num_layers` layers (None: all) and a head."""
+    @property
+    def blocks_hold_weights(self) -> bool:
+        """Whether every layer has a block program of its own, which holds its weights."""
+        return BLOCK_PROGRAM not in self.programs
+
+    def block_program(self, layer: int) -> str:
+        """Name of the program that passes hidden states through a layer and its adapter."""
+        return frozen_block_program(layer) if self.blocks_hold_weights else BLOCK_PROGRAM
+
+    def block_programs(self, num_layers: int | None = None) -> list[str]:
+        """The programs that pass hidden states through the first `num_layers` layers (None: all); one may do for
+        all."""
         count = self.model.num_layers if num_layers is None else num_layers
+        return [self.block_program(layer) for layer in range(count)] if self.blocks_hold_weights else [BLOCK_PROGRAM]
+
+    def weight_files(self, layers: Iterable[int] | None = None) -> list[str]:
+        """The shards of frozen weights of the embeddings, of `layers` (None: all), and of what a head needs."""
+        chosen = range(self.model.num_layers) if layers is None else layers
         output = [OUTPUT_FILE] if self.model.output_tensors else []
-        return [EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output]
+        return [EMBEDDINGS_FILE, *(layer_file(layer) for layer in chosen), *output]
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the model state."""

@@ -24,11 +24,15 @@ def embedding_feed(shard: Shard) -> dict[str, torch.Tensor]:
     return {f"embeddings.{name}": tensor for name, tensor in shard.tensors.items()}
 
 
-def block_feed(shard: Shard, state: Named, layer: int) -> dict[str, torch.Tensor]:
-    """The weights of `layer` and of the adapter after it, for the program `block`."""
+def layer_feed(shard: Shard) -> dict[str, torch.Tensor]:
+    """The weights of a layer, for the program `block`."""
+    return {f"layer.{name}": tensor for name, tensor in shard.tensors.items()}
+
+
+def adapter_feed(state: Named, layer: int) -> dict[str, torch.Tensor]:
+    """The adapter after `layer`, for its block program."""
     down, up = adapter_names(layer)
-    feed = {f"layer.{name}": tensor for name, tensor in shard.tensors.items()}
-    return feed | {"adapter.down": take(state, down), "adapter.up": take(state, up)}
+    return {"adapter.down": take(state, down), "adapter.up": take(state, up)}
 
 
 @contextmanager

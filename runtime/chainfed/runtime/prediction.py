@@ -10,9 +10,10 @@ import torch
 
 from chainfed.core.errors import BundleError, NotFiniteError
 from chainfed.core.examples import Example
-from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file
+from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle
 from chainfed.core.tensors import FloatArray
-from chainfed.runtime.feeds import Named, block_feed, embedding_feed, head_feed, output_feed
+from chainfed.runtime.blocks import Blocks
+from chainfed.runtime.feeds import Named, embedding_feed, head_feed, output_feed
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
 from chainfed.runtime.tokenization import Tokenizer
@@ -91,13 +92,11 @@ def _predict_chunk(
             for row_ids, mask in zip(ids, masks, strict=True)
         ]
         feed.clear()
-    with _program(bundle, "block") as block:
+    with Blocks(bundle.manifest, bundle.path) as blocks:
         for layer in range(bundle.manifest.model.num_layers):
-            with Shard(bundle.path(layer_file(layer))) as shard:
-                feed = block_feed(shard, state, layer)
+            with blocks.layer(layer, state) as run:
                 for h, mask in zip(hidden, masks, strict=True):
-                    h.copy_(block.run({"h": h, "mask": mask} | feed, clone_outputs=False)["h"])
-                feed.clear()
+                    h.copy_(run(h, mask))
             advance(layer + 1)
     with _program(bundle, "score") as score, output_feed(bundle.manifest, bundle.path) as output:
         feed = output | head_feed(state, bundle.manifest.model.num_layers - 1)

@@ -16,7 +16,7 @@ import transformers
 
 from chainfed.core.errors import ModelError
 from chainfed.core.manifest import CONFIG_FILE, TOKENIZER_FILE
-from chainfed.core.tensors import Tensors
+from chainfed.core.tensors import FloatArray, Tensors
 from chainfed.toolchain.families import (
     Family,
     MissingWeightError,
@@ -67,6 +67,16 @@ class Checkpoint:
         Raises ModelError when a tensor is missing or misshapen.
         """
         return self._read(self._keys("output"), self.family.output_shapes)
+
+    def tensor(self, part: str | int, name: str) -> FloatArray:
+        """One float32 tensor of "embeddings", "output" or a layer by its index, by the family's local name.
+
+        Raises ModelError when it is missing.
+        """
+        keys = self._keys(part)
+        if name not in keys:
+            raise ModelError(f"{self.folder} has no tensor {name}; give the model that the bundle was exported from.")
+        return np.ascontiguousarray(self._read_tensor(keys[name]).to(torch.float32).numpy())
 
     def check_weights(self) -> None:
         """Raises ModelError unless every tensor that the family needs is there; reads none of them."""

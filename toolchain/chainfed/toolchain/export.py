@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from chainfed.core.errors import ModelError
 from chainfed.core.manifest import (
     ADAPTERS_FILE,
+    BLOCK_PROGRAM,
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     FORMAT_VERSION,
@@ -49,7 +50,7 @@ from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
 from chainfed.toolchain.quantization import NotStorableError, StoredArray, matrices, narrow
 from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
-from chainfed.toolchain.steps import ProgramSettings
+from chainfed.toolchain.steps import ProgramSettings, block_programs
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done next, how many steps are done, and how many there are."""
@@ -164,6 +165,10 @@ class _Export:
         entries = self._writer.entries
         plans = {name: plan_memory(name, entries[name], peak) for name, peak in peaks.items()}
         optimizer = self._programs.optimizer
+        block = block_programs(self._programs)[0].name
+        if block != BLOCK_PROGRAM:  # it holds the weights, so it is what a device maps
+            program_bytes = self._folder.files[entries[block].file].bytes
+            plans[block] = plans[block].model_copy(update={"file_bytes": program_bytes})
         return Manifest(
             format="chainfed-bundle",
             format_version=FORMAT_VERSION,
@@ -184,7 +189,7 @@ class _Export:
             defaults=training_defaults(self._settings.optimizer),
             programs=_sorted_entries(entries),
             windows=self._window_plans(plans),
-            prefix=plan_beside(larger_plan(plans["embed"], plans["block"]), plans["pool"]),
+            prefix=plan_beside(larger_plan(plans["embed"], plans[block]), plans["pool"]),
             files=dict(sorted(self._folder.files.items())),
         )
 

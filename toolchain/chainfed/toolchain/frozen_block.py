@@ -15,14 +15,21 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from chainfed.toolchain.lowering import LoweredProgram, lower_graph, trace
 from chainfed.toolchain.quantization import GROUP_SCALE, GROUP_SIZE, SCALE, StoredArray
-from chainfed.toolchain.steps import ProgramDefinition
+from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings, block_program, block_programs
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
 
 _PREFIX = "layer."
 _EPSILON = torch.finfo(torch.float32).eps
+
+
+def lower_frozen_block(settings: ProgramSettings, layer: int, weights: Mapping[str, StoredArray]) -> LoweredProgram:
+    """Lower the block program of one layer, whose stored tensors it will hold."""
+    shared = block_program(settings)
+    return lower_graph(block_programs(settings)[layer], freeze(trace(shared), shared, weights))
 
 
 def freeze(graph_module: GraphModule, program: ProgramDefinition, weights: Mapping[str, StoredArray]) -> GraphModule:
@@ -52,6 +59,9 @@ def freeze(graph_module: GraphModule, program: ProgramDefinition, weights: Mappi
         if matrix is not None:
             _quantise(graph_module, node, matrix, weights, activations)
     graph.eliminate_dead_code()
+    used = {node.target for node in graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in graph_module.named_buffers() if name not in used]:
+        delattr(graph_module, name)
     graph.lint()
     graph_module.recompile()
     return graph_module

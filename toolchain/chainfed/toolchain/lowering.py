@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import executorch.exir.lowered_backend_module as lowered_backend_module
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.tools_common import stable_topological_sort
 
 from chainfed.toolchain.decompositions import decomposition_table
 from chainfed.toolchain.rewrites import rewrite
@@ -53,6 +57,21 @@ class _DirectPartitioner(XnnpackPartitioner):  # type: ignore[misc]
         return super(XnnpackPartitioner, self).partition(exported_program)
 
 
+@contextmanager
+def _order_kept() -> Iterator[None]:
+    """Keep the order of the graph while pieces of it go to XNNPACK.
+
+    ExecuTorch sorts the graph again after each piece, and its sort puts first what depends on inputs alone: every
+    widened weight would be made at the start and live until it is used. XNNPACK plans its workspace in this order.
+    """
+    legalize = lowered_backend_module.legalize_graph
+    lowered_backend_module.legalize_graph = stable_topological_sort
+    try:
+        yield
+    finally:
+        lowered_backend_module.legalize_graph = legalize
+
+
 class _Traced(nn.Module):
     """A traced graph as a module, which is what torch.export takes."""
 
@@ -76,12 +95,18 @@ def lower(program: ProgramDefinition) -> LoweredProgram:
 
     The same definition gives the same bytes.
     """
-    module = _Traced(trace(program))
-    exported = torch.export.export(module, program.example_inputs(), strict=False)
+    return lower_graph(program, trace(program))
+
+
+def lower_graph(program: ProgramDefinition, graph_module: GraphModule) -> LoweredProgram:
+    """Lower a traced graph that takes the inputs of a program and gives its outputs."""
+    exported = torch.export.export(_Traced(graph_module), program.example_inputs(), strict=False)
     config = EdgeCompileConfig(
         preserve_ops=[torch.ops.aten.linear.default], _check_ir_validity=False, _skip_dim_order=True
     )
-    edge = to_edge(exported, compile_config=config).to_backend(_DirectPartitioner())
+    edge = to_edge(exported, compile_config=config)
+    with _order_kept():
+        edge = edge.to_backend(_DirectPartitioner())
     planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True)
     executable = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
     arena_bytes = sum(executable.executorch_program.execution_plan[0].non_const_buffer_sizes)

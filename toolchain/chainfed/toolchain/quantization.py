@@ -48,9 +48,7 @@ class StoredTensor(NamedTuple):
 
 def matrices(shapes: Mapping[str, tuple[int, ...]], rows: int | None = None) -> frozenset[str]:
     """The names of all matrices, or of those with this many rows."""
-    return frozenset(
-        name for name, shape in shapes.items() if len(shape) == 2 and (rows is None or shape[0] == rows)
-    )
+    return frozenset(name for name, shape in shapes.items() if len(shape) == 2 and (rows is None or shape[0] == rows))
 
 
 def stored_tensors(

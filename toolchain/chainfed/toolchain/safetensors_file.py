@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ _DTYPES = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2"), "int8": ("I8", 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor to write: dtype as safetensors names it, shape, and its bytes, given or a part of a file."""
+    """A tensor to write: dtype as safetensors names it, shape, and its bytes: given, a part of a file, or made when
+    they are needed."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -28,12 +29,28 @@ class TensorSource:
     path: Path | None = None
     offset: int = 0
     data: bytes = b""
+    make: Callable[[], bytes] | None = None
 
     @classmethod
     def of_array(cls, array: npt.NDArray[Any]) -> TensorSource:
         """An array in memory: float32, float16 or int8."""
         dtype, layout = _DTYPES[array.dtype.name]
         return cls(dtype, array.shape, array.nbytes, data=np.ascontiguousarray(array, dtype=layout).tobytes())
+
+    def bytes(self) -> bytes:
+        """The tensor's bytes."""
+        if self.make is not None:
+            return self.make()
+        if self.path is None:
+            return self.data
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.nbytes)
+
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor as an array: float32, float16 or int8."""
+        layout = next(layout for dtype, layout in _DTYPES.values() if dtype == self.dtype)
+        return np.frombuffer(self.bytes(), layout).reshape(self.shape)
 
 
 def sources_of(path: Path) -> dict[str, TensorSource]:
@@ -62,12 +79,4 @@ def write_tensors(path: Path, sources: Mapping[str, TensorSource], metadata: Map
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            out.write(_bytes_of(sources[name]))
-
-
-def _bytes_of(source: TensorSource) -> bytes:
-    if source.path is None:
-        return source.data
-    with source.path.open("rb") as file:
-        file.seek(source.offset)
-        return file.read(source.nbytes)
+            out.write(sources[name].bytes())

@@ -8,14 +8,14 @@ A bottleneck, C labels, L layers, Q window size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from chainfed.core.manifest import TensorDtype, WeightDtype
+from chainfed.core.manifest import TensorDtype, WeightDtype, frozen_block_program
 from chainfed.runtime.dtypes import TORCH_DTYPES
 from chainfed.toolchain.adapters import adapter, auxiliary_branch
 from chainfed.toolchain.families.base import Family, Pooling
@@ -133,8 +133,8 @@ class ProgramDefinition:
 
 
 def build_programs(settings: ProgramSettings) -> dict[str, ProgramDefinition]:
-    """Define every program of a bundle: embed, block, pool, head, score and one ``window_q{Q}`` a size."""
-    programs = [embed_program(settings), block_program(settings), pool_program(settings)]
+    """Define every program of a bundle: embed, the blocks, pool, head, score and one ``window_q{Q}`` a size."""
+    programs = [embed_program(settings), *block_programs(settings), pool_program(settings)]
     programs += [head_program(settings), score_program(settings)]
     programs += [window_program(settings, size) for size in settings.windows]
     return {program.name: program for program in programs}
@@ -154,6 +154,19 @@ def block_program(settings: ProgramSettings) -> ProgramDefinition:
     inputs = _hidden_and_mask(settings) + _stored_specs("layer.", settings.layer_tensors)
     inputs += _specs("adapter.", {"down": bottleneck, "up": bottleneck})
     return ProgramDefinition("block", inputs, (_hidden(settings),), partial(_block, settings))
+
+
+def block_programs(settings: ProgramSettings) -> list[ProgramDefinition]:
+    """``block``, which serves all layers, or for quantised weights ``block_00`` and so on, which hold a layer each.
+
+    Those are lowered by :mod:`chainfed.toolchain.frozen_block`; their ``compute`` takes the weights as ``block`` does.
+    """
+    shared = block_program(settings)
+    if settings.dtype not in ("int8", "int4"):
+        return [shared]
+    inputs = tuple(spec for spec in shared.inputs if not spec.name.startswith("layer."))
+    layers = range(settings.family.num_layers)
+    return [replace(shared, name=frozen_block_program(layer), inputs=inputs) for layer in layers]
 
 
 def pool_program(settings: ProgramSettings) -> ProgramDefinition:
