@@ -30,7 +30,17 @@ def with_frozen_blocks(manifest: Manifest) -> Manifest:
 def brought(manifest: Manifest, kind: RoundKind, window: Window | None = None) -> set[str]:
     """Layer shards and block programs of an assignment, by their names without folder and ending."""
     pieces = {piece_of(name): Blob("a" * 64, 1) for name in manifest.state_shapes()}
-    run = Run("0" * 12, "", RunState.TRAINING, complete(config(), manifest), Blob("c" * 64, 1), pieces, 0)
+    run = Run(
+        "0" * 12,
+        "",
+        RunState.TRAINING,
+        complete(config(), manifest),
+        Blob("c" * 64, 1),
+        pieces,
+        0,
+        foat_start=1,
+        window_size=2,
+    )
     message = device_service_pb2.Assignment.FromString(template(run, manifest, kind, 0, window))
     names = {Path(file.name).stem for file in message.files}
     return {name for name in names if name.startswith(("block", "layer"))}

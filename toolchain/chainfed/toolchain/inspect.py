@@ -30,6 +30,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
             "hidden_size": model.hidden_size,
             "vocab_size": model.vocab_size,
             "num_parameters": model.num_parameters,
+            "dtype": model.dtype,
         },
         "task": manifest.task.model_dump(mode="json"),
         "shapes": manifest.shapes.model_dump(mode="json"),

@@ -124,7 +124,7 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
         name: content_key(
             shared,
             vars(settings.optimizer) if _trains(definition) else None,
-            [name, _shapes(definition.inputs), _shapes(definition.outputs), settings.dtype],
+            [name, _shapes(definition.inputs), _shapes(definition.outputs)],
         )
         for name, definition in definitions.items()
     }
