@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from chainfed.toolchain.quantization import NotStorableError, matrices, narrow, stored_tensors, widen
+from chainfed.toolchain.quantization import NotStorableError, matrices, narrow, stored_tensors, token_table, widen
 
 SHAPES = {"dense.weight": (6, 64), "odd.weight": (5, 48), "dense.bias": (6,), "scaling": ()}
 NAMES = matrices(SHAPES)
@@ -47,7 +47,6 @@ def slow_int4(matrix: np.ndarray) -> np.ndarray:
 
 def test_only_matrices_are_narrowed(tensors: dict[str, np.ndarray]) -> None:
     assert {"dense.weight", "odd.weight"} == NAMES
-    assert matrices(SHAPES, rows=5) == {"odd.weight"}
     stored = narrow(tensors, NAMES, "int8")
     for name in ("dense.bias", "scaling"):
         assert stored[name] is tensors[name]
@@ -61,6 +60,12 @@ def test_what_is_stored_has_the_announced_names_shapes_and_dtypes(dtype, tensors
         tuple(each) for each in announced
     ]
     assert {name: array.shape for name, array in widen(stored).items()} == SHAPES
+
+
+def test_of_the_embeddings_only_the_table_of_tokens_is_narrowed() -> None:
+    """Even where another table happens to have as many rows."""
+    shapes = {"word.weight": (50, 8), "position.weight": (50, 8), "norm.weight": (8,)}
+    assert token_table(shapes, vocab_size=50) == {"word.weight"}
 
 
 def test_f32_changes_nothing_and_f16_rounds_each_number(tensors: dict[str, np.ndarray]) -> None:

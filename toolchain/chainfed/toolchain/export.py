@@ -48,7 +48,7 @@ from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
-from chainfed.toolchain.quantization import NotStorableError, StoredArray, matrices, narrow
+from chainfed.toolchain.quantization import NotStorableError, StoredArray, matrices, narrow, token_table
 from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
 from chainfed.toolchain.steps import ProgramSettings, block_programs
 
@@ -130,7 +130,7 @@ class _Export:
 
     def _write_weights(self) -> None:
         self._next("weights of the embeddings")
-        tables = matrices(self._family.embedding_shapes, self._family.vocab_size)
+        tables = token_table(self._family.embedding_shapes, self._family.vocab_size)
         self._write_narrowed(EMBEDDINGS_FILE, self._checkpoint.embeddings(), tables)
         for layer in range(self._family.num_layers):
             self._next(f"weights of layer {layer}")

@@ -46,9 +46,15 @@ class StoredTensor(NamedTuple):
     dtype: StoredDtype
 
 
-def matrices(shapes: Mapping[str, tuple[int, ...]], rows: int | None = None) -> frozenset[str]:
-    """The names of all matrices, or of those with this many rows."""
-    return frozenset(name for name, shape in shapes.items() if len(shape) == 2 and (rows is None or shape[0] == rows))
+def matrices(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """The names of all matrices: what is narrowed of a layer."""
+    return frozenset(name for name, shape in shapes.items() if len(shape) == 2)
+
+
+def token_table(shapes: Mapping[str, tuple[int, ...]], vocab_size: int) -> frozenset[str]:
+    """The name of the table of tokens, the first matrix with a row for each: what is narrowed of the embeddings."""
+    names = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == vocab_size]
+    return frozenset(names[:1])
 
 
 def stored_tensors(

@@ -27,7 +27,7 @@ from chainfed.toolchain.losses import (
     weighted_cross_entropy,
 )
 from chainfed.toolchain.optimizers import OptimizerSettings, optimizer_step, state_shapes
-from chainfed.toolchain.quantization import StoredTensor, is_scale, matrices, stored_tensors
+from chainfed.toolchain.quantization import StoredTensor, is_scale, matrices, stored_tensors, token_table
 from chainfed.toolchain.widening import gather_rows, narrow_tables, widened
 
 Named = Mapping[str, Tensor]
@@ -103,7 +103,7 @@ class ProgramSettings:
     def embedding_tensors(self) -> tuple[StoredTensor, ...]:
         """What the weight file of the embeddings holds."""
         shapes = self.family.embedding_shapes
-        return stored_tensors(shapes, matrices(shapes, self.family.vocab_size), self.dtype)
+        return stored_tensors(shapes, token_table(shapes, self.family.vocab_size), self.dtype)
 
 
 @dataclass(frozen=True)
