@@ -3,6 +3,7 @@
     verification  every program against PyTorch eager: error and time ratio (what `chainfed verify` prints)
     memory        a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
     PyTorch
+    precision     frozen weights as f32, f16, int8 and int4: size, memory, speed, logits and accuracy
     federation    the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
     loading       memory that exporting a checkpoint of LLaMA-2-7B sizes takes; --layers 32 for all of it
 
@@ -26,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import federation
 import loading
 import memory
+import precision
 import verification
 
 PARTS: dict[str, Callable[[Path, Path, bool], None]] = {
     "verification": verification.measure,
     "memory": memory.measure,
+    "precision": precision.measure,
     "federation": federation.measure,
     "loading": loading.measure,
 }

@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -123,6 +124,26 @@ def tiny_passages(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     for path, rows in ((data.train, 48), (data.test, 12)):
         path.write_text("".join(json.dumps(_passage(generator)) + "\n" for _ in range(rows)))
     return data
+
+
+@pytest.fixture(scope="session")
+def export_dtype(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """`export_dtype("int8", model)`: a bundle like `tiny_bundle`, with the window of 2 alone and weights of a dtype."""
+    from chainfed.toolchain.export import export_bundle
+    from chainfed.toolchain.export_settings import ExportSettings
+
+    def export(dtype: Any, model: Path = tiny_model) -> Bundle:
+        out = tmp_path_factory.mktemp(f"tiny-{dtype}") / "bundle"
+        settings = ExportSettings(str(model), TINY_LABELS, out, 16, 4, adapter_dim=8, windows=(2,), dtype=dtype)
+        return export_bundle(settings)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(export_dtype: Callable[..., Bundle]) -> Bundle:
+    """The bundle of `tiny_model` with int8 weights."""
+    return export_dtype("int8")
 
 
 @pytest.fixture(scope="session")

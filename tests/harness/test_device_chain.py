@@ -32,8 +32,6 @@ class ToyShard:
     def __init__(self, value: float) -> None:
         self.tensors = {"weight": torch.full((WIDTH,), value)}
 
-    def prefetch(self) -> None: ...
-
     def __enter__(self) -> ToyShard:
         return self
 
@@ -54,25 +52,40 @@ class ToyBundle:
 
     @contextmanager
     def program(self, name: str) -> Iterator[Any]:
-        yield SimpleNamespace(run=self._embed if name == "embed" else self._block)
+        assert name == "embed"
+        yield SimpleNamespace(run=self._embed)
 
     def embeddings(self) -> ToyShard:
         return ToyShard(0.7)
 
-    def layer(self, index: int) -> ToyShard:
-        return ToyShard(1.0 + index)
+    @contextmanager
+    def blocks(self) -> Iterator[ToyBlocks]:
+        yield ToyBlocks(self)
 
     def _embed(self, inputs: dict[str, torch.Tensor], clone_outputs: bool) -> dict[str, torch.Tensor]:
         self._wait()
         return {"h": embed(inputs["input_ids"])}
 
-    def _block(self, inputs: dict[str, torch.Tensor], clone_outputs: bool) -> dict[str, torch.Tensor]:
+    def run_layer(self, layer: int, h: torch.Tensor) -> torch.Tensor:
         self._wait()
-        return {"h": block(inputs["h"], inputs["layer.weight"])}
+        return block(h, torch.full((WIDTH,), 1.0 + layer))
 
     def _wait(self) -> None:
         self.runs += 1
         time.sleep(self.slow)
+
+
+class ToyBlocks:
+    """The layers of a `ToyBundle`."""
+
+    def __init__(self, bundle: ToyBundle) -> None:
+        self.bundle = bundle
+
+    def prefetch(self, layer: int) -> None: ...
+
+    @contextmanager
+    def layer(self, layer: int, state: object) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        yield lambda h, mask: self.bundle.run_layer(layer, h)
 
 
 def embed(ids: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ def test_losses_hits_and_gradients(vocabulary: int, softcap: float | None, monke
     head = torch.randn(vocabulary, 12, generator=generator)
     targets = torch.randint(vocabulary, (9,), generator=generator)
     features.requires_grad_()
-    found, hits = vocabulary_loss(features, head, targets, softcap)
+    found, hits = vocabulary_loss(features, {"weight": head}, targets, softcap)
     found.sum().backward()
 
     exact = features.detach().double().requires_grad_()
@@ -33,12 +33,12 @@ def test_losses_hits_and_gradients(vocabulary: int, softcap: float | None, monke
     assert torch.allclose(found.double(), losses, atol=1e-5)
     assert torch.allclose(features.grad.double(), exact.grad, atol=1e-5)
     assert torch.equal(hits.bool(), logits.argmax(dim=1) == targets)
-    assert torch.allclose(vocabulary_logits(features, head, softcap).double(), logits, atol=1e-5)
+    assert torch.allclose(vocabulary_logits(features, {"weight": head}, softcap).double(), logits, atol=1e-5)
 
 
 def test_logits_of_any_size_do_not_overflow() -> None:
     features = torch.tensor([[300.0], [-300.0]], requires_grad=True)
-    losses, hits = vocabulary_loss(features, torch.tensor([[1.0], [-1.0], [0.0]]), torch.tensor([1, 1]))
+    losses, hits = vocabulary_loss(features, {"weight": torch.tensor([[1.0], [-1.0], [0.0]])}, torch.tensor([1, 1]))
     losses.sum().backward()
     assert torch.allclose(losses, torch.tensor([600.0, 0.0]))
     assert torch.equal(hits, torch.tensor([0.0, 1.0]))

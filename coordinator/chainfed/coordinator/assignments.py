@@ -15,17 +15,17 @@ from chainfed.core.tensors import STATISTICS_PIECE, adapter_names, head_names
 from chainfed.v1 import blob_pb2, device_service_pb2
 
 PROGRAMS = {
-    RoundKind.PROFILE: ("embed", "block", "pool"),
-    RoundKind.WARMUP: ("embed", "block", "pool", "head"),
-    RoundKind.TRAIN: ("embed", "block"),
-    RoundKind.EVALUATE: ("embed", "block", "score"),
+    RoundKind.PROFILE: ("embed", "pool"),
+    RoundKind.WARMUP: ("embed", "pool", "head"),
+    RoundKind.TRAIN: ("embed",),
+    RoundKind.EVALUATE: ("embed", "score"),
 }
-"""Programs of each kind of round; a training round runs its window's program too."""
+"""Programs of each kind of round beside those of the layers that it runs and of its window."""
 
 LANGUAGE_PROGRAMS = {
-    RoundKind.PROFILE: ("embed", "block"),
-    RoundKind.TRAIN: ("embed", "block"),
-    RoundKind.EVALUATE: ("embed", "block", "score"),
+    RoundKind.PROFILE: ("embed",),
+    RoundKind.TRAIN: ("embed",),
+    RoundKind.EVALUATE: ("embed", "score"),
 }
 """The same for language models, which have no heads to train."""
 
@@ -100,10 +100,12 @@ def _train_task(run: Run, window: Window) -> device_service_pb2.TrainTask:
 
 
 def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[blob_pb2.NamedBlob]:
-    programs = _programs(manifest)[kind] + ((window_program(window.size),) if window else ())
+    programs = [*_programs(manifest)[kind], *manifest.block_programs(window.first_layer if window else None)]
+    programs += [window_program(window.size)] if window else []
     tokenizer = [TOKENIZER_FILE] if manifest.has_tokenizer else []
     paths = [*tokenizer, *(manifest.programs[name].file for name in programs)]
-    paths += manifest.weight_files(window.end + 1 if window else None)
+    passed, end = (window.first_layer, window.end + 1) if window else (manifest.model.num_layers,) * 2
+    paths += manifest.weight_files(range(passed if manifest.blocks_hold_weights else 0, end))
     entries = [(path, manifest.files[path]) for path in paths]
     return [
         blob_pb2.NamedBlob(name=path, blob=blob_pb2.BlobRef(sha256=entry.sha256, size_bytes=entry.bytes))
@@ -114,7 +116,7 @@ def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[b
 def missing_parts(manifest: Manifest) -> list[str]:
     """Programs and files that a run needs and the manifest does not name; empty for a whole bundle."""
     programs = {name for names in _programs(manifest).values() for name in names}
-    programs |= {window_program(size) for size in manifest.windows}
+    programs |= {window_program(size) for size in manifest.windows} | set(manifest.block_programs())
     missing = sorted(programs - manifest.programs.keys())
     paths = [*([] if manifest.is_language_model else [TOKENIZER_FILE]), *manifest.weight_files()]
     paths += [entry.file for entry in manifest.programs.values()]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +25,7 @@ CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "weights/embeddings.safetensors"
 OUTPUT_FILE = "weights/output.safetensors"
 LANGUAGE_HEAD_FILE = "weights/lm_head.safetensors"
+BLOCK_PROGRAM = "block"
 
 MAX_MANIFEST_BYTES = 10_000_000
 MAX_LAYERS = 10_000
@@ -36,6 +37,11 @@ _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*"
 def layer_file(layer: int) -> str:
     """Path in the bundle of one layer's weights."""
     return f"weights/layer_{layer:02d}.safetensors"
+
+
+def frozen_block_program(layer: int) -> str:
+    """Name of the block program that holds one layer's weights."""
+    return f"block_{layer:02d}"
 
 
 def window_program(window_size: int) -> str:
@@ -78,6 +84,11 @@ Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], AfterValidator(_all_different)]
+TensorDtype = Literal["float32", "float16", "int8", "int64"]
+WeightDtype = Literal["f32", "f16", "int8", "int4"]
+"""How the frozen matrices are stored; `docs/bundle.md` has the formulas."""
+
+_ITEM_BYTES: dict[TensorDtype, int] = {"float32": 4, "float16": 2, "int8": 1, "int64": 8}
 
 
 class FileEntry(_Part):
@@ -92,7 +103,12 @@ class TensorSpec(_Part):
 
     name: str
     shape: Annotated[tuple[Extent, ...], Field(max_length=8), AfterValidator(_addressable)]
-    dtype: Literal["float32", "int64"]
+    dtype: TensorDtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 def _names_differ(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -150,6 +166,7 @@ class ModelFacts(_Part):
     layer_tensors: Names
     output_tensors: Names = ()
     language_head: LanguageHead | None = None
+    dtype: WeightDtype = "f32"
 
 
 class Chat(_Part):
@@ -238,8 +255,8 @@ class TrainingDefaults(_Part):
 class Manifest(_Part):
     """The whole manifest.
 
-    `programs` are keyed "embed", "block", "score", "window_q1" ..., a classifier's also "pool" and "head", a language
-    model's "next"; `windows` by Q.
+    `programs` are keyed "embed", "block" (or "block_00", "block_01" ...), "score", "window_q1" ..., a classifier's also
+    "pool" and "head", a language model's "next"; `windows` by Q.
     """
 
     format: Literal["chainfed-bundle"]
@@ -272,12 +289,27 @@ class Manifest(_Part):
         """Whether texts can be read; a language model without a tokenizer takes token ids alone."""
         return TOKENIZER_FILE in self.files
 
-    def weight_files(self, num_layers: int | None = None) -> list[str]:
-        """The shards of frozen weights that it takes to run the first `num_layers` layers (None: all) and a head."""
+    @property
+    def blocks_hold_weights(self) -> bool:
+        """Whether every layer has a block program of its own, which holds its weights."""
+        return BLOCK_PROGRAM not in self.programs
+
+    def block_program(self, layer: int) -> str:
+        """Name of the program that passes hidden states through a layer and its adapter."""
+        return frozen_block_program(layer) if self.blocks_hold_weights else BLOCK_PROGRAM
+
+    def block_programs(self, num_layers: int | None = None) -> list[str]:
+        """The programs that pass hidden states through the first `num_layers` layers (None: all); one may do for
+        all."""
         count = self.model.num_layers if num_layers is None else num_layers
+        return [self.block_program(layer) for layer in range(count)] if self.blocks_hold_weights else [BLOCK_PROGRAM]
+
+    def weight_files(self, layers: Iterable[int] | None = None) -> list[str]:
+        """The shards of frozen weights of the embeddings, of `layers` (None: all), and of what a head needs."""
+        chosen = range(self.model.num_layers) if layers is None else layers
         output = [OUTPUT_FILE] if self.model.output_tensors else []
         head = [self.model.language_head.file] if self.model.language_head else []
-        return list(dict.fromkeys([EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output, *head]))
+        return list(dict.fromkeys([EMBEDDINGS_FILE, *(layer_file(layer) for layer in chosen), *output, *head]))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the model state."""

@@ -11,6 +11,7 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import EMBEDDINGS_FILE, Manifest, layer_file
+from chainfed.runtime.blocks import Blocks
 from chainfed.runtime.feeds import language_head_feed, output_feed
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
@@ -40,6 +41,10 @@ class DeviceBundle:
     def embeddings(self) -> Shard:
         """Maps the weights of the embeddings."""
         return Shard(self.path(EMBEDDINGS_FILE))
+
+    def blocks(self) -> Blocks:
+        """Opens the frozen layers, one after the other."""
+        return Blocks(self.manifest, self.path)
 
     def layer(self, index: int) -> Shard:
         """Maps the weights of one layer, 0-based."""

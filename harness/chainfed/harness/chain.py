@@ -16,9 +16,9 @@ from chainfed.harness.bundle import DeviceBundle
 from chainfed.harness.data import TokenData
 from chainfed.harness.hidden import HiddenFile, HiddenShape, HiddenView, batch_order
 from chainfed.harness.journal import Journal
-from chainfed.runtime.feeds import block_feed, embedding_feed
+from chainfed.runtime.blocks import RunLayer
+from chainfed.runtime.feeds import embedding_feed
 from chainfed.runtime.memory import trim
-from chainfed.runtime.shards import Shard
 
 Checkpoint = Callable[[str], None]
 OnBatch = Callable[[int, int, torch.Tensor, torch.Tensor], None]
@@ -122,30 +122,21 @@ class Chain:
         return HiddenFile.exists(kept.path, self._kept_shape(kept), spare=0)
 
     def _run_layers(self, first: int, last: int) -> None:
-        with self._bundle.program("block") as program:
-            shard = self._bundle.layer(first - 1)
+        with self._bundle.blocks() as blocks:
             for depth in range(first, last + 1):
                 self._checkpoint(f"layer {depth} of {self._bundle.manifest.model.num_layers}")
-                following = self._bundle.layer(depth) if depth < last else None
-                if following is not None:
-                    following.prefetch()
                 source = self.view(depth - 1)
-                with shard:
-                    self._run_layer(depth, shard, source, program.run)
+                with blocks.layer(depth - 1, self._state) as run:
+                    if depth < last:
+                        blocks.prefetch(depth)
+                    self._run_layer(depth, source, run)
                 self._complete(depth)
-                if following is not None:
-                    shard = following
 
-    def _run_layer(
-        self, depth: int, shard: Shard, source: HiddenView, run: Callable[..., dict[str, torch.Tensor]]
-    ) -> None:
-        feed = block_feed(shard, self._state, depth - 1)
+    def _run_layer(self, depth: int, source: HiddenView, run: RunLayer) -> None:
         order = batch_order(self._shape.num_batches, self._destination(depth).base)
         for batch, rows in self._pending(depth, order):
             mask = self._data.mask[rows]
-            inputs = {"h": source.batch(batch), "mask": mask} | feed
-            self._finish(depth, batch, mask, run(inputs, clone_outputs=False)["h"])
-        feed.clear()
+            self._finish(depth, batch, mask, run(source.batch(batch), mask))
 
     def _pending(self, depth: int, order: range) -> Iterator[tuple[int, list[int]]]:
         for batch in order[self._done.get(depth, 0) :]:

@@ -24,11 +24,15 @@ def embedding_feed(shard: Shard) -> dict[str, torch.Tensor]:
     return {f"embeddings.{name}": tensor for name, tensor in shard.tensors.items()}
 
 
-def block_feed(shard: Shard, state: Named, layer: int) -> dict[str, torch.Tensor]:
-    """The weights of `layer` and of the adapter after it, for the program `block`."""
+def layer_feed(shard: Shard) -> dict[str, torch.Tensor]:
+    """The weights of a layer, for the program `block`."""
+    return {f"layer.{name}": tensor for name, tensor in shard.tensors.items()}
+
+
+def adapter_feed(state: Named, layer: int) -> dict[str, torch.Tensor]:
+    """The adapter after `layer`, for its block program."""
     down, up = adapter_names(layer)
-    feed = {f"layer.{name}": tensor for name, tensor in shard.tensors.items()}
-    return feed | {"adapter.down": take(state, down), "adapter.up": take(state, up)}
+    return {"adapter.down": take(state, down), "adapter.up": take(state, up)}
 
 
 @contextmanager
@@ -48,7 +52,7 @@ def output_feed(manifest: Manifest, path: Callable[[str], Path]) -> Iterator[dic
 
 @contextmanager
 def language_head_feed(manifest: Manifest, path: Callable[[str], Path]) -> Iterator[dict[str, torch.Tensor]]:
-    """A language model's head as the input `lm_head.weight`, mapped while the context is open.
+    """A language model's head as the input `lm_head.weight`, and its scales, mapped while the context is open.
 
     `path`: where a file of the bundle lies. Raises BundleError when the bundle has no such head.
     """
@@ -56,7 +60,12 @@ def language_head_feed(manifest: Manifest, path: Callable[[str], Path]) -> Itera
     if place is None:
         raise BundleError("The bundle says not where its language-model head lies; export it again.")
     with Shard(path(place.file)) as shard:
-        feed = {"lm_head.weight": take(shard.tensors, place.tensor)}
+        take(shard.tensors, place.tensor)
+        feed = {
+            f"lm_head.weight{name.removeprefix(place.tensor)}": tensor
+            for name, tensor in shard.tensors.items()
+            if name == place.tensor or name.startswith(f"{place.tensor}.")
+        }
         yield feed
         feed.clear()
 

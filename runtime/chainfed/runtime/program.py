@@ -19,9 +19,9 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import ProgramEntry, TensorSpec
+from chainfed.runtime.dtypes import TORCH_DTYPES
 from chainfed.runtime.memory import return_large_blocks
 
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _METHOD = "forward"
 
 
@@ -109,7 +109,7 @@ def arrange(inputs: Mapping[str, torch.Tensor], specs: Sequence[TensorSpec], wha
         tensor = inputs.get(spec.name)
         if tensor is None:
             raise BundleError(f"{what}: input {spec.name} is missing; the bundle was made for another model.")
-        if tuple(tensor.shape) != spec.shape or tensor.dtype != _DTYPES[spec.dtype]:
+        if tuple(tensor.shape) != spec.shape or tensor.dtype != TORCH_DTYPES[spec.dtype]:
             raise BundleError(
                 f"{what}: input {spec.name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, the "
                 f"program takes {spec.dtype} {list(spec.shape)}; weights and programs do not belong together."

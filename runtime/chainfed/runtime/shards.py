@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +13,10 @@ import torch
 from chainfed.core.errors import BundleError
 from chainfed.core.tensor_layout import TensorRange
 from chainfed.core.tensors import read_layout
+from chainfed.runtime.dtypes import SAFETENSORS_DTYPES
 
 # XNNPACK's kernels may read this far past a tensor's end; past the end of a mapping that would kill the process.
 GUARD_BYTES = 128
-
-_DTYPES = {"F32": torch.float32, "I64": torch.int64}
 
 
 class Shard:
@@ -26,7 +26,7 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises BundleError when the file is absent, truncated, or holds a dtype other than float32 and int64."""
+        """Raises BundleError when the file is absent, truncated, or holds a dtype that no program takes."""
         if not path.is_file():
             raise BundleError(f"{path} does not exist; fetch or export the bundle again.")
         self.path = path
@@ -38,13 +38,10 @@ class Shard:
             name: _view(self._map, place, mapped_bytes, f"{path.name}: tensor {name}") for name, place in layout.items()
         }
 
-    def prefetch(self) -> None:
-        """Asks the system to read the file ahead (Appendix G.2); returns at once."""
-        self._advise("MADV_WILLNEED")
-
     def evict(self) -> None:
         """Lets the pages go; the next access reads the file again (Appendix G.2)."""
-        self._advise("MADV_DONTNEED")
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Lets the pages go. The mapping ends with the last tensor over it: each of them holds it, and only that.
@@ -63,16 +60,19 @@ class Shard:
     ) -> None:
         self.close()
 
-    def _advise(self, advice: str) -> None:
-        flag = getattr(mmap, advice, None)
-        if self._map is not None and flag is not None:
-            self._map.madvise(flag)
+
+def prefetch(path: Path) -> None:
+    """Asks the system, where it can be asked, to read a file ahead (Appendix G.2); returns at once."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _view(mapped: mmap.mmap, place: TensorRange, mapped_bytes: int, what: str) -> torch.Tensor:
-    dtype = _DTYPES.get(place.dtype)
+    dtype = SAFETENSORS_DTYPES.get(place.dtype)
     if dtype is None:
-        raise BundleError(f"{what} is {place.dtype}, but programs take F32 and I64; export the bundle again.")
+        known = ", ".join(SAFETENSORS_DTYPES)
+        raise BundleError(f"{what} is {place.dtype}, but programs take {known}; export the bundle again.")
     if place.nbytes == 0:
         return torch.empty(place.shape, dtype=dtype)
     flat = torch.frombuffer(mapped, dtype=dtype, count=place.nbytes // dtype.itemsize, offset=place.offset)

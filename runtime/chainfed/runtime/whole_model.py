@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from chainfed.core.errors import BundleError
-from chainfed.core.manifest import EMBEDDINGS_FILE, Bundle, layer_file
-from chainfed.runtime.feeds import Named, block_feed, embedding_feed
+from chainfed.core.manifest import EMBEDDINGS_FILE, Bundle
+from chainfed.runtime.blocks import Blocks
+from chainfed.runtime.feeds import Named, embedding_feed
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
 
@@ -40,13 +41,11 @@ def last_hidden_states(
         batches = zip(ids, masks, strict=True)
         hidden = [embed.run({"input_ids": row_ids, "mask": mask} | feed)["h"] for row_ids, mask in batches]
         feed.clear()
-    with load_program(bundle, "block") as block:
+    with Blocks(bundle.manifest, bundle.path) as blocks:
         for layer in range(bundle.manifest.model.num_layers):
-            with Shard(bundle.path(layer_file(layer))) as shard:
-                feed = block_feed(shard, state, layer)
+            with blocks.layer(layer, state) as run:
                 for h, mask in zip(hidden, masks, strict=True):
-                    h.copy_(block.run({"h": h, "mask": mask} | feed, clone_outputs=False)["h"])
-                feed.clear()
+                    h.copy_(run(h, mask))
             advance(layer + 1)
     return hidden
 

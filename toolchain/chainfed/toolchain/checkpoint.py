@@ -13,6 +13,7 @@ import transformers
 
 from chainfed.core.errors import ModelError
 from chainfed.core.manifest import CONFIG_FILE, TOKENIZER_FILE
+from chainfed.core.tensors import FloatArray
 from chainfed.toolchain.chat_format import TEMPLATE_FILE
 from chainfed.toolchain.checkpoint_weights import WEIGHTS_INDEX_FILE, CheckpointWeights, LazyTensors
 from chainfed.toolchain.families import (
@@ -62,6 +63,17 @@ class Checkpoint:
         Raises ModelError when a tensor is missing or misshapen.
         """
         return self._weights.select(self._keys("output"), self.family.output_shapes)
+
+    def tensor(self, part: str | int, name: str) -> FloatArray:
+        """One float32 tensor of "embeddings", "output" or a layer by its index, by the family's local name.
+
+        Raises ModelError when it is missing.
+        """
+        tensors = self.layer(part) if isinstance(part, int) else getattr(self, part)()
+        if name not in tensors:
+            raise ModelError(f"{self.folder} has no tensor {name}; give the model that the bundle was exported from.")
+        found: FloatArray = tensors[name]
+        return found
 
     def language_head(self) -> tuple[str, LazyTensors | None]:
         """The name of a language model's head (V, D) among the embeddings, or else its own name and its tensor.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from chainfed.core.errors import ModelError
 from chainfed.core.manifest import (
     ADAPTERS_FILE,
+    BLOCK_PROGRAM,
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     FORMAT_VERSION,
@@ -54,7 +56,9 @@ from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
 from chainfed.toolchain.programs import ProgramSettings
-from chainfed.toolchain.safetensors_file import write_tensors
+from chainfed.toolchain.quantization import NotStorableError, matrices, narrow, token_table
+from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
+from chainfed.toolchain.steps import block_programs
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done next, how many steps are done, and how many there are."""
@@ -156,10 +160,12 @@ class _Export:
 
     def _write_weights(self) -> None:
         self._next("weights of the embeddings")
-        self._write_shard(EMBEDDINGS_FILE, self._checkpoint.embeddings())
+        tables = token_table(self._family.embedding_shapes, self._family.vocab_size)
+        self._write_narrowed(EMBEDDINGS_FILE, self._checkpoint.embeddings(), tables)
         for layer in range(self._family.num_layers):
             self._next(f"weights of layer {layer}")
-            self._write_shard(layer_file(layer), self._checkpoint.layer(layer))
+            weights = self._checkpoint.layer(layer)
+            self._write_narrowed(layer_file(layer), weights, matrices(self._family.layer_shapes))
         if self._family.output_shapes:
             self._write_shard(OUTPUT_FILE, self._checkpoint.output())
         self._write_state()
@@ -171,7 +177,7 @@ class _Export:
         name, own = self._checkpoint.language_head()
         if own is None:
             return LanguageHead(file=EMBEDDINGS_FILE, tensor=name)
-        self._write_shard(LANGUAGE_HEAD_FILE, own)
+        self._write_narrowed(LANGUAGE_HEAD_FILE, own, list(own))
         return LanguageHead(file=LANGUAGE_HEAD_FILE, tensor=name)
 
     def _write_state(self) -> None:
@@ -184,6 +190,23 @@ class _Export:
         )
         self._folder.write(ADAPTERS_FILE, encode(state))
 
+    def _write_narrowed(self, name: str, tensors: LazyTensors, narrowed: Collection[str]) -> None:
+        """Writes a shard of which some tensors are stored as `dtype`, with their scales beside them."""
+        dtype = self._settings.dtype
+        sources = tensors.sources()
+        try:
+            for tensor in () if dtype == "f32" else narrowed:
+                del sources[tensor]
+                stored = narrow({tensor: tensors[tensor]}, {tensor}, dtype)
+                sources |= {key: TensorSource.of_array(array) for key, array in stored.items()}
+        except NotStorableError as error:
+            raise ModelError(
+                f"{self._settings.model}: {error} ({name}), which --dtype {dtype} cannot store; "
+                "give --dtype f32, or another model if the values are not meant."
+            ) from error
+        write_tensors(self._folder.path(name), sources, {})
+        self._folder.add(name)
+
     def _write_shard(self, name: str, tensors: LazyTensors) -> None:
         write_tensors(self._folder.path(name), tensors.sources(), {})
         self._folder.add(name)
@@ -194,12 +217,16 @@ class _Export:
         entries = self._writer.entries
         plans = {name: plan_memory(name, entries[name], peak) for name, peak in peaks.items()}
         optimizer = self._programs.optimizer
-        prefix = larger_plan(plans["embed"], plans["block"])
+        block = block_programs(self._programs)[0].name
+        if block != BLOCK_PROGRAM:  # it holds the weights, so it is what a device maps
+            program_bytes = self._folder.files[entries[block].file].bytes
+            plans[block] = plans[block].model_copy(update={"file_bytes": program_bytes})
+        prefix = larger_plan(plans["embed"], plans[block])
         return Manifest(
             format="chainfed-bundle",
             format_version=FORMAT_VERSION,
             created_by=package_versions("chainfed", "executorch", "torch", "transformers"),
-            model=_model_facts(self._checkpoint, head),
+            model=_model_facts(self._checkpoint, self._programs, head),
             task=self._task(chat),
             tokenizer=Tokenizer(pad_token_id=pad_token_id),
             shapes=Shapes(batch_size=self._programs.batch_size, seq_len=self._programs.seq_len),
@@ -233,7 +260,7 @@ class _Export:
         return {size: plans[window_program(size)] for size in self._programs.windows}
 
 
-def _model_facts(checkpoint: Checkpoint, head: LanguageHead | None) -> ModelFacts:
+def _model_facts(checkpoint: Checkpoint, programs: ProgramSettings, head: LanguageHead | None) -> ModelFacts:
     family = checkpoint.family
     embedding = sum(math.prod(shape) for shape in family.embedding_shapes.values())
     layer = sum(math.prod(shape) for shape in family.layer_shapes.values())
@@ -243,10 +270,11 @@ def _model_facts(checkpoint: Checkpoint, head: LanguageHead | None) -> ModelFact
         hidden_size=family.hidden_size,
         vocab_size=family.vocab_size,
         num_parameters=embedding + layer * family.num_layers + _untied_parameters(family, head),
-        embedding_tensors=tuple(family.embedding_shapes),
-        layer_tensors=tuple(family.layer_shapes),
+        embedding_tensors=tuple(tensor.name for tensor in programs.embedding_tensors),
+        layer_tensors=tuple(tensor.name for tensor in programs.layer_tensors),
         output_tensors=tuple(family.output_shapes),
         language_head=head,
+        dtype=programs.dtype,
     )
 
 

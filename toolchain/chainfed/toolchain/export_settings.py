@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chainfed.core.errors import BadInputError, ModelError
-from chainfed.core.manifest import TrainingDefaults
+from chainfed.core.manifest import TrainingDefaults, WeightDtype
 from chainfed.toolchain.families import Family
 from chainfed.toolchain.families.base import Pooling
 from chainfed.toolchain.optimizers import OptimizerSettings
@@ -47,6 +47,7 @@ class ExportSettings:
         chat_template: how a language model reads conversations: None for the tokenizer's own template, "plain" for
             headings, or a file with a Jinja template.
         seed: of the initial adapters and heads.
+        dtype: how the frozen matrices are stored.
         force: replace a bundle that lies at `out`.
     """
 
@@ -64,6 +65,7 @@ class ExportSettings:
     packing: bool = False
     chat_template: str | None = None
     seed: int = 0
+    dtype: WeightDtype = "f32"
     force: bool = False
 
 
@@ -127,6 +129,7 @@ def program_settings(settings: ExportSettings, family: Family) -> ProgramSetting
         max_target_tokens=_max_target_tokens(settings),
         pooling=settings.pooling or family.default_pooling,
         optimizer=optimizer_settings(settings.optimizer),
+        dtype=settings.dtype,
     )
 
 

@@ -25,6 +25,7 @@ from chainfed.toolchain.programs import (
     hidden_and_mask,
     scalars,
     specs,
+    stored_specs,
     under,
 )
 from chainfed.toolchain.vocabulary_loss import vocabulary_logits, vocabulary_loss
@@ -71,7 +72,7 @@ def _score(settings: ProgramSettings, tensors: Named) -> Named:
 
 def _next(settings: ProgramSettings, tensors: Named) -> Named:
     features = _features(settings, tensors, _at(tensors["h"], tensors["places"].unsqueeze(1)))
-    return {"logits": vocabulary_logits(features, tensors["lm_head.weight"], settings.family.logit_softcap)}
+    return {"logits": vocabulary_logits(features, below(tensors, "lm_head."), settings.family.logit_softcap)}
 
 
 def _window_step(settings: ProgramSettings, window_size: int, tensors: Named) -> Named:
@@ -100,7 +101,7 @@ def _window_objective(
     features = _features(settings, tensors, torch.cat((local, ahead)))
     targets, weights = tensors["targets"].flatten(), tensors["target_weights"].flatten()
     losses, hits = vocabulary_loss(
-        features, tensors["lm_head.weight"], torch.cat((targets, targets)), settings.family.logit_softcap
+        features, below(tensors, "lm_head."), torch.cat((targets, targets)), settings.family.logit_softcap
     )
     count = targets.shape[0]
     local_loss, global_loss = (losses[:count] * weights).sum(), (losses[count:] * weights).sum()
@@ -111,7 +112,7 @@ def _window_objective(
 def _weighted_loss(settings: ProgramSettings, tensors: Named, features: Tensor) -> tuple[Tensor, Tensor]:
     weights = tensors["target_weights"].flatten()
     targets = tensors["targets"].flatten()
-    losses, hits = vocabulary_loss(features, tensors["lm_head.weight"], targets, settings.family.logit_softcap)
+    losses, hits = vocabulary_loss(features, below(tensors, "lm_head."), targets, settings.family.logit_softcap)
     return (losses * weights).sum(), _correct(hits, weights)
 
 
@@ -132,8 +133,8 @@ def _correct(hits: Tensor, weights: Tensor) -> Tensor:
 
 
 def _head(settings: ProgramSettings) -> tuple[TensorSpec, ...]:
-    vocabulary = (settings.family.vocab_size, settings.family.hidden_size)
-    return (*specs("output.", settings.family.output_shapes), TensorSpec("lm_head.weight", vocabulary))
+    head = stored_specs("lm_head.", settings.language_head_tensors)
+    return specs("output.", settings.family.output_shapes) + head
 
 
 def _targets(settings: ProgramSettings) -> tuple[TensorSpec, ...]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import executorch.exir.lowered_backend_module as lowered_backend_module
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.passes.tools_common import stable_topological_sort
 
 from chainfed.toolchain.arena_planning import ArenaPlanning
 from chainfed.toolchain.decompositions import decomposition_table
@@ -34,6 +36,21 @@ class LoweredProgram:
     name: str
     data: bytes
     arena_bytes: int
+
+
+@contextlib.contextmanager
+def _order_kept() -> Iterator[None]:
+    """Keep the order of the graph while pieces of it go to XNNPACK.
+
+    ExecuTorch sorts the graph again after each piece, and its sort puts first what depends on inputs alone: every
+    widened weight would be made at the start and live until it is used. XNNPACK plans its workspace in this order.
+    """
+    legalize = lowered_backend_module.legalize_graph
+    lowered_backend_module.legalize_graph = stable_topological_sort
+    try:
+        yield
+    finally:
+        lowered_backend_module.legalize_graph = legalize
 
 
 class _Traced(nn.Module):
@@ -59,13 +76,18 @@ def lower(program: ProgramDefinition) -> LoweredProgram:
 
     The same definition gives the same bytes.
     """
-    module = _Traced(trace(program))
-    exported = torch.export.export(module, program.example_inputs(), strict=False)
+    return lower_graph(program, trace(program))
+
+
+def lower_graph(program: ProgramDefinition, graph_module: GraphModule) -> LoweredProgram:
+    """Lower a traced graph that takes the inputs of a program and gives its outputs."""
+    exported = torch.export.export(_Traced(graph_module), program.example_inputs(), strict=False)
     config = EdgeCompileConfig(
         preserve_ops=[torch.ops.aten.linear.default], _check_ir_validity=False, _skip_dim_order=True
     )
     with _graphs_compiled_when_called():
-        edge = to_edge(exported, compile_config=config).to_backend(RunPartitioner())
+        with _order_kept():
+            edge = to_edge(exported, compile_config=config).to_backend(RunPartitioner())
         for graph_module in graph_modules(edge.exported_program().graph_module):
             restore_order(graph_module)
         executable = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=ArenaPlanning()))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-from chainfed.core.manifest import MemoryPlan, ProgramEntry, TensorSpec
+from chainfed.core.manifest import BLOCK_PROGRAM, MemoryPlan, ProgramEntry, TensorSpec
 
 WEIGHT_PREFIXES = ("embeddings.", "layer.", "output.", "lm_head.", "trainable.")
 STATE_PREFIX = "state."
 
-_ITEM_BYTES = {"float32": 4, "int64": 8}
-
 
 def tensor_bytes(specs: Iterable[TensorSpec]) -> int:
     """Bytes of tensors."""
-    return sum(math.prod(spec.shape) * _ITEM_BYTES[spec.dtype] for spec in specs)
+    return sum(spec.nbytes for spec in specs)
 
 
 def is_weight(spec: TensorSpec) -> bool:
@@ -34,7 +31,8 @@ def is_mapped(program: str, spec: TensorSpec) -> bool:
     Weights and optimiser state lie in files, and so do the hidden states while the prefix passes through
     them.
     """
-    return is_weight(spec) or is_state(spec) or (program in ("block", "pool") and spec.name == "h")
+    passes = program == "pool" or program.startswith(BLOCK_PROGRAM)
+    return is_weight(spec) or is_state(spec) or (passes and spec.name == "h")
 
 
 def plan_memory(program: str, entry: ProgramEntry, measured_peak: int) -> MemoryPlan:

@@ -19,13 +19,13 @@ import torch
 
 from chainfed.core.errors import ChainFedError
 from chainfed.core.manifest import ProgramEntry, TensorSpec
+from chainfed.runtime.dtypes import TORCH_DTYPES
 from chainfed.runtime.memory import PeakSampler
 from chainfed.runtime.program import Program, set_threads
-from chainfed.toolchain.memory_plan import is_mapped, tensor_bytes
+from chainfed.toolchain.memory_plan import is_mapped
 
 _STEPS = 3
 _FORKS = 2  # the larger of the two counts: how much the allocator gives back differs a little from process to process
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 def measure_peaks(programs: Mapping[str, tuple[Path, ProgramEntry]]) -> dict[str, int]:
@@ -65,7 +65,7 @@ def probe(name: str, path: Path, entry: ProgramEntry) -> int:
         with PeakSampler() as sampler:
             program = Program(path, entry)
             own = {
-                spec.name: torch.ones(spec.shape, dtype=_DTYPES[spec.dtype])
+                spec.name: torch.ones(spec.shape, dtype=TORCH_DTYPES[spec.dtype])
                 for spec in entry.inputs
                 if spec.name not in mapped
             }
@@ -81,10 +81,10 @@ def probe(name: str, path: Path, entry: ProgramEntry) -> int:
 
 def _map_tensor(path: Path, spec: TensorSpec) -> torch.Tensor:
     """A zero tensor over a shared mapping of a fresh file, with room after it for kernels that read ahead."""
-    dtype = _DTYPES[spec.dtype]
-    count = tensor_bytes([spec]) // dtype.itemsize
+    dtype = TORCH_DTYPES[spec.dtype]
+    count = spec.nbytes // dtype.itemsize
     with path.open("wb") as file:
-        file.truncate(max(1, tensor_bytes([spec])) + 4096)
+        file.truncate(max(1, spec.nbytes) + 4096)
     flat = torch.from_file(str(path), shared=True, size=count + 4096 // dtype.itemsize, dtype=dtype)
     return flat[:count].view(spec.shape)
 

@@ -17,18 +17,23 @@ from chainfed.core.errors import BundleError
 from chainfed.core.manifest import (
     CONFIG_FILE,
     EMBEDDINGS_FILE,
-    OUTPUT_FILE,
     TOKENIZER_FILE,
     Bundle,
     Manifest,
-    layer_file,
 )
 from chainfed.core.tensors import FloatArray, Tensors, adapter_names, head_names, statistics_names
-from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, family_of, parse_model_config
+from chainfed.toolchain.checkpoint import (
+    TOKENIZER_CONFIG_FILE,
+    Checkpoint,
+    family_of,
+    locate_model,
+    parse_model_config,
+)
 from chainfed.toolchain.checkpoint_weights import WEIGHTS_FILE
+from chainfed.toolchain.frozen_weights import FrozenWeights
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.new_folder import NewFolder
-from chainfed.toolchain.safetensors_file import TensorSource, sources_of, write_tensors
+from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
 
 MODEL_CODE = ("configuration_chainfed.py", "modeling_chainfed.py")
 CARD_FILE = "README.md"
@@ -70,6 +75,7 @@ def merge_bundle(
     adapters: Path,
     out: Path,
     force: bool = False,
+    model: str | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """Writes the tuned model as a Hugging Face folder and returns that folder.
@@ -82,10 +88,13 @@ def merge_bundle(
         adapters: the model state, a safetensors file.
         out: a folder that does not exist yet.
         force: replace `out` when this function wrote it.
+        model: the folder or hub name of the model that the bundle was exported from, for its own float32 weights where
+            the bundle has them in fewer bits; without it those are widened.
         on_progress: called with the file just written, how many are done and how many there are.
 
     Raises:
-        BadInputError: `adapters` does not exist, or `out` exists.
+        BadInputError: `adapters` does not exist, `out` exists, or `model` is another one than the bundle's.
+        ModelError: `model` cannot be read.
         BundleError: the bundle is damaged, or the adapters are of another model or label set.
     """
     state = read_model_state(bundle, adapters)
@@ -102,7 +111,8 @@ def merge_bundle(
         for done, (name, data) in enumerate(files.items(), 1):
             folder.write(name, data)
             _report(on_progress, name, done, total)
-        layers_path = _write_weights(bundle, base_config, state, folder.path(WEIGHTS_FILE))
+        frozen = FrozenWeights(bundle, Checkpoint(locate_model(model)) if model is not None else None)
+        layers_path = _write_weights(bundle, frozen, base_config, state, folder.path(WEIGHTS_FILE))
         _report(on_progress, WEIGHTS_FILE, total - 1, total)
         config = _merged_config(manifest, base_config, layers_path)
         folder.write(CONFIG_FILE, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
@@ -122,31 +132,33 @@ def classifier_of(state: Mapping[str, FloatArray], last_layer: int) -> tuple[Flo
     return (weight * rstd).astype(np.float32), (bias - weight @ (mean * rstd)).astype(np.float32)
 
 
-def _write_weights(bundle: Bundle, base_config: Mapping[str, Any], state: Tensors, path: Path) -> str:
+def _write_weights(
+    bundle: Bundle, frozen: FrozenWeights, base_config: Mapping[str, Any], state: Tensors, path: Path
+) -> str:
     """Writes `model.safetensors` and returns where the base model keeps its layers."""
     family = family_of(bundle.folder, base_config)
     if family.num_layers != bundle.manifest.model.num_layers:
         raise BundleError(f"{bundle.folder}: {CONFIG_FILE} and the manifest disagree on the layers; export it again.")
     keys = _base_model_keys(base_config)
     sources: dict[str, TensorSource] = {}
-    shard = sources_of(bundle.path(EMBEDDINGS_FILE))
+    shard = frozen.sources("embeddings")
     sources |= {f"model.{key}": shard[name] for name, key in family.embedding_keys(keys).items()}
     for layer in range(family.num_layers):
-        shard = sources_of(bundle.path(layer_file(layer)))
+        shard = frozen.sources(layer)
         place = f"{family.layers_path}.{layer}"
         for name, key in family.layer_keys(layer, keys).items():
             sources[f"model.{place}.layer.{key.removeprefix(place + '.')}"] = shard[name]
         for name, part in zip(adapter_names(layer), ("down", "up"), strict=True):
             sources[f"model.{place}.adapter.{part}"] = TensorSource.of_array(state[name])
     if family.output_shapes:
-        shard = sources_of(bundle.path(OUTPUT_FILE))
+        shard = frozen.sources("output")
         sources |= {f"model.{key}": shard[name] for name, key in family.output_keys(keys).items()}
-    sources |= _head(bundle, state)
+    sources |= _head(bundle, frozen, state)
     write_tensors(path, sources, {"format": "pt"})
     return family.layers_path
 
 
-def _head(bundle: Bundle, state: Tensors) -> dict[str, TensorSource]:
+def _head(bundle: Bundle, frozen: FrozenWeights, state: Tensors) -> dict[str, TensorSource]:
     """The classifier, or a language head that is not the embeddings."""
     manifest = bundle.manifest
     if not manifest.is_language_model:
@@ -155,7 +167,7 @@ def _head(bundle: Bundle, state: Tensors) -> dict[str, TensorSource]:
     head = manifest.model.language_head
     if head is None or head.file == EMBEDDINGS_FILE:
         return {}
-    return {"lm_head.weight": sources_of(bundle.path(head.file))[head.tensor]}
+    return {"lm_head.weight": frozen.sources("lm_head")[head.tensor]}
 
 
 def _base_model_keys(base_config: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
+
 from chainfed.core.errors import ChainFedError
+from chainfed.core.manifest import frozen_block_program, layer_file
 from chainfed.toolchain.checkpoint import parse_model_config
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.optimizers import OptimizerSettings
@@ -34,12 +37,15 @@ Lowered = tuple[str, bytes, int]
 """A program's name, its bytes, and the bytes of its arena."""
 
 
-def lower_programs(settings: ProgramSettings, names: Sequence[str], workers: int | None = None) -> Iterator[Lowered]:
+def lower_programs(
+    settings: ProgramSettings, names: Sequence[str], weights: Path | None = None, workers: int | None = None
+) -> Iterator[Lowered]:
     """Lowers the named programs and yields each when it is ready, in any order.
 
     Args:
         settings: what the programs are made from.
         names: some of the programs of `build_programs`.
+        weights: the folder of a bundle whose weights are written; needed for programs that hold some.
         workers: processes to use; 1 for this process alone, None for as many as there are cores (at most 4).
 
     Raises:
@@ -47,14 +53,14 @@ def lower_programs(settings: ProgramSettings, names: Sequence[str], workers: int
     """
     count = min(workers or _cores(), len(names), _MAX_WORKERS)
     if count <= 1:
-        yield from (_lower_here(settings, name) for name in names)
+        yield from (_lower_here(settings, name, weights) for name in names)
         return
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(count)
         stack.callback(pool.shutdown, cancel_futures=True)  # after the workers have ended, so no thread waits for one
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for number in range(count):
-            idle.put(stack.enter_context(_Worker(settings, Path(folder), number)))
+            idle.put(stack.enter_context(_Worker(settings, weights, Path(folder), number)))
 
         def lower_there(name: str) -> Lowered:
             worker = idle.get()
@@ -71,7 +77,7 @@ def lower_programs(settings: ProgramSettings, names: Sequence[str], workers: int
 class _Worker:
     """A process that lowers one program after the other."""
 
-    def __init__(self, settings: ProgramSettings, folder: Path, number: int) -> None:
+    def __init__(self, settings: ProgramSettings, weights: Path | None, folder: Path, number: int) -> None:
         self._folder = folder
         self._errors = folder / f"errors-{number}"
         paths = os.pathsep.join(filter(None, sys.path))
@@ -84,7 +90,7 @@ class _Worker:
                 text=True,
                 env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             )
-        self._send(json.dumps(_settings_to_json(settings)))
+        self._send(json.dumps([_settings_to_json(settings), str(weights) if weights else None]))
 
     def lower(self, name: str) -> Lowered:
         """Lowers one program. Raises ChainFedError when the process ends instead."""
@@ -110,12 +116,20 @@ class _Worker:
         self._process.communicate()
 
 
-def _lower_here(settings: ProgramSettings, name: str) -> Lowered:
-    from chainfed.toolchain.lowering import lower  # takes seconds to import, and a cached program does not need it
+def _lower_here(settings: ProgramSettings, name: str, weights: Path | None) -> Lowered:
+    # Both take seconds to import, and a cached program does not need them.
+    from chainfed.toolchain.frozen_block import lower_frozen_block
+    from chainfed.toolchain.lowering import lower
 
+    frozen = [frozen_block_program(layer) for layer in range(settings.family.num_layers)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own insides
-        lowered = lower(build_programs(settings)[name])
+        if name in frozen:
+            assert weights is not None
+            layer = frozen.index(name)
+            lowered = lower_frozen_block(settings, layer, safetensors.numpy.load_file(weights / layer_file(layer)))
+        else:
+            lowered = lower(build_programs(settings)[name])
     return name, lowered.data, lowered.arena_bytes
 
 
@@ -139,9 +153,10 @@ def _settings_from_json(values: dict[str, Any]) -> ProgramSettings:
 def _serve(folder: Path) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    settings = _settings_from_json(json.loads(sys.stdin.readline()))
+    values, weights = json.loads(sys.stdin.readline())
+    settings = _settings_from_json(values)
     for line in sys.stdin:
-        name, data, arena_bytes = _lower_here(settings, line.strip())
+        name, data, arena_bytes = _lower_here(settings, line.strip(), Path(weights) if weights else None)
         (folder / f"{name}.pte").write_bytes(data)
         answers.write(json.dumps({"arena_bytes": arena_bytes}) + "\n")
         answers.flush()

@@ -6,19 +6,19 @@ import platform
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from chainfed.core.manifest import ProgramEntry, TensorSpec
+from chainfed.core.manifest import ProgramEntry, TensorSpec, frozen_block_program, layer_file
 from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.parallel_lowering import lower_programs
 from chainfed.toolchain.program_cache import ProgramCache, content_key, package_versions, source_digest
 from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
 from chainfed.toolchain.programs import TensorSpec as ProgramTensor
-from chainfed.toolchain.steps import build_programs
+from chainfed.toolchain.steps import block_programs, build_programs
 
 Report = Callable[[str], None]
 """Called with what is done next."""
 
-_LOWERING = ("chainfed.toolchain.lowering", "chainfed.toolchain.steps")
+_LOWERING = ("chainfed.toolchain.frozen_block", "chainfed.toolchain.lowering", "chainfed.toolchain.steps")
 _MEASURING = ("chainfed.toolchain.memory_probe",)
 _PACKAGES = ("executorch", "torch", "transformers")
 _NOT_IN_PROGRAMS = (
@@ -44,9 +44,10 @@ def program_file(name: str) -> str:
 
 
 def measured_programs(settings: ProgramSettings) -> list[str]:
-    """The programs whose memory the manifest's plans are made of."""
-    prefix = ["embed", "block", "pool"] if settings.task == "classification" else ["embed", "block"]
-    return prefix + [f"window_q{size}" for size in settings.windows]
+    """The programs whose memory the manifest's plans are made of; the first of blocks that are alike."""
+    pool = ["pool"] if settings.task == "classification" else []
+    windows = [f"window_q{size}" for size in settings.windows]
+    return ["embed", block_programs(settings)[0].name, *pool, *windows]
 
 
 class ProgramWriter:
@@ -64,7 +65,6 @@ class ProgramWriter:
         self._settings = settings
         definitions = build_programs(settings)
         self._definitions = {name: definitions[name] for name in names or definitions}
-        self._keys = _program_keys(settings, self._definitions)
         self.entries: dict[str, ProgramEntry] = {}
 
     @property
@@ -73,20 +73,22 @@ class ProgramWriter:
         return len(self._definitions) + 1
 
     def write(self, report: Report) -> None:
-        """Takes each program from the cache or lowers it, and fills `entries`."""
+        """Takes each program from the cache or lowers it, and fills `entries`; to be called after the weights lie in
+        the folder, since some programs hold them."""
         missing = []
-        for name, key in self._keys.items():
+        keys = self._keys()
+        for name, key in keys.items():
             cached = self._cache.load(key)
             if cached is not None and isinstance(cached[1].get("arena_bytes"), int):
                 report(f"program {name}")
                 self._write(name, cached[0], cached[1]["arena_bytes"])
             else:
                 missing.append(name)
-        lowered = lower_programs(self._settings, missing)
+        lowered = lower_programs(self._settings, missing, self._folder.path(""))
         for number in range(1, len(missing) + 1):
             report(f"program {number} of {len(missing)} that are new")
             name, data, arena_bytes = next(lowered)
-            self._cache.store(self._keys[name], data, {"arena_bytes": arena_bytes})
+            self._cache.store(keys[name], data, {"arena_bytes": arena_bytes})
             self._write(name, data, arena_bytes)
 
     def measure(self, report: Report) -> dict[str, int]:
@@ -104,6 +106,15 @@ class ProgramWriter:
                 self._cache.store(keys[name], b"", {"peak_anonymous_bytes": peak})
             peaks |= measured
         return peaks
+
+    def _keys(self) -> dict[str, str]:
+        """The key of each program; that of one which holds a layer's weights depends on them too."""
+        keys = _program_keys(self._settings, self._definitions)
+        for layer in range(self._settings.family.num_layers):
+            name = frozen_block_program(layer)
+            if name in keys:
+                keys[name] = content_key(keys[name], self._folder.files[layer_file(layer)].sha256)
+        return keys
 
     def _write(self, name: str, data: bytes, arena_bytes: int) -> None:
         definition = self._definitions[name]

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chainfed.core.manifest import TensorDtype, WeightDtype
+from chainfed.runtime.dtypes import TORCH_DTYPES
 from chainfed.toolchain.families.base import Family, Pooling
 from chainfed.toolchain.optimizers import OptimizerSettings
+from chainfed.toolchain.quantization import StoredTensor, matrices, stored_tensors, token_table
 
 TaskKind = Literal["classification", "language_modelling"]
 Named = Mapping[str, Tensor]
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int64"] = "float32"
+    dtype: TensorDtype = "float32"
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch has it."""
-        return _DTYPES[self.dtype]
+        return TORCH_DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +61,7 @@ class ProgramSettings:
         optimizer: the rule inside the training steps.
         tokens_at_once: how many tokens a training step takes through its layers at a time. Fewer need less memory; but
             weights are packed anew for every product, which costs 10% of a product's time at 512 tokens and 20% at 256.
+        dtype: how the matrices of the layers and the table of tokens are stored.
     """
 
     family: Family
@@ -70,6 +73,7 @@ class ProgramSettings:
     task: TaskKind = "classification"
     max_target_tokens: int = 0
     tokens_at_once: int = 512
+    dtype: WeightDtype = "f32"
     pooling: Pooling = "mean"
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
@@ -95,6 +99,24 @@ class ProgramSettings:
             raise ValueError(f"window sizes must lie between 1 and {self.family.num_layers}, the number of layers")
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"pooling {self.pooling!r} is unknown: use one of {', '.join(get_args(Pooling))}")
+
+    @property
+    def layer_tensors(self) -> tuple[StoredTensor, ...]:
+        """What the weight file of a layer holds."""
+        shapes = self.family.layer_shapes
+        return stored_tensors(shapes, matrices(shapes), self.dtype)
+
+    @property
+    def embedding_tensors(self) -> tuple[StoredTensor, ...]:
+        """What the weight file of the embeddings holds."""
+        shapes = self.family.embedding_shapes
+        return stored_tensors(shapes, token_table(shapes, self.family.vocab_size), self.dtype)
+
+    @property
+    def language_head_tensors(self) -> tuple[StoredTensor, ...]:
+        """How a language model's head is stored, which may be the table of tokens itself."""
+        shapes = {"weight": (self.family.vocab_size, self.family.hidden_size)}
+        return stored_tensors(shapes, shapes, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,11 @@ def under(prefix: str, tensors: Named) -> dict[str, Tensor]:
 def specs(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
     """float32 tensors of these shapes, with a prefix before their names."""
     return tuple(TensorSpec(prefix + name, shape) for name, shape in shapes.items())
+
+
+def stored_specs(prefix: str, tensors: tuple[StoredTensor, ...]) -> tuple[TensorSpec, ...]:
+    """Tensors as a weight file has them, with a prefix before their names."""
+    return tuple(TensorSpec(prefix + name, shape, dtype) for name, shape, dtype in tensors)
 
 
 def scalars(*names: str) -> tuple[TensorSpec, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chainfed.toolchain.families.base import ReferenceModule
 from chainfed.toolchain.programs import ProgramSettings
+from chainfed.toolchain.quantization import widen
 
 Named = Mapping[str, Tensor]
 
@@ -205,6 +206,12 @@ class Reference:
         first = {f"state.m.{name}": state["exp_avg"] for name, state in states.items()}
         second = {f"state.v.{name}": state["exp_avg_sq"] for name, state in states.items()}
         return {"state.step": next(iter(states.values()))["step"], **first, **second}
+
+
+def wide_tensors(tensors: Named) -> dict[str, Tensor]:
+    """A program's inputs as eager PyTorch takes them: frozen weights as float32."""
+    wide = widen({name: tensor.numpy() for name, tensor in tensors.items()})
+    return {name: torch.from_numpy(array) for name, array in wide.items()}
 
 
 def _below(tensors: Named, prefix: str) -> dict[str, Tensor]:

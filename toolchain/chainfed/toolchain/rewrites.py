@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from chainfed.toolchain.widening import widen_at_each_use
+
 aten = torch.ops.aten
 
 _VIEWS = {
@@ -49,6 +51,7 @@ def rewrite(graph_module: GraphModule) -> GraphModule:
     split_deep_products(graph)
     merge_equal_nodes(graph)
     graph.eliminate_dead_code()
+    widen_at_each_use(graph)
     graph.lint()
     graph_module.recompile()
     return graph_module

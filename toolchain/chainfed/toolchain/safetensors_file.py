@@ -8,14 +8,16 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from chainfed.core.tensors import FloatArray, read_layout
+from chainfed.core.tensors import read_layout
 
 _ALIGNMENT = 64
 _COPY_BYTES = 1 << 22
+_DTYPES = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2"), "int8": ("I8", "<i1")}
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,28 @@ class TensorSource:
     path: Path | None = None
     offset: int = 0
     data: bytes = b""
-    read: Callable[[], FloatArray] | None = None
+    read: Callable[[], npt.NDArray[Any]] | None = None
 
     @classmethod
-    def of_array(cls, array: FloatArray) -> TensorSource:
-        """A float32 array in memory."""
-        return cls("F32", array.shape, array.nbytes, data=np.ascontiguousarray(array, dtype="<f4").tobytes())
+    def of_array(cls, array: npt.NDArray[Any]) -> TensorSource:
+        """An array in memory: float32, float16 or int8."""
+        dtype, layout = _DTYPES[array.dtype.name]
+        return cls(dtype, array.shape, array.nbytes, data=np.ascontiguousarray(array, dtype=layout).tobytes())
+
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor in memory: float32, float16 or int8."""
+        if self.read is not None:
+            return self.read()
+        data = self.data
+        if self.path is not None:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.nbytes)
+        layout = next(layout for dtype, layout in _DTYPES.values() if dtype == self.dtype)
+        return np.frombuffer(data, layout).reshape(self.shape)
 
     @classmethod
-    def of_reader(cls, shape: tuple[int, ...], read: Callable[[], FloatArray]) -> TensorSource:
+    def of_reader(cls, shape: tuple[int, ...], read: Callable[[], npt.NDArray[Any]]) -> TensorSource:
         """A float32 array that `read` returns when its turn comes."""
         return cls("F32", shape, 4 * math.prod(shape), read=read)
 

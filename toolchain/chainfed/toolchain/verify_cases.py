@@ -18,17 +18,18 @@ from chainfed.core.examples import Example
 from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file, window_program
 from chainfed.core.order import derive_seed
 from chainfed.runtime.feeds import (
-    block_feed,
+    adapter_feed,
     embedding_feed,
     head_feed,
     language_head_feed,
+    layer_feed,
     output_feed,
     statistics_feed,
 )
 from chainfed.runtime.language_data import NO_TARGET, choose_targets
 from chainfed.runtime.shards import Shard
 from chainfed.runtime.tokenization import Tokenizer
-from chainfed.toolchain.reference import Reference
+from chainfed.toolchain.reference import Reference, wide_tensors
 
 SENTENCES = (
     "The match ended in a draw after two late goals.",
@@ -56,6 +57,7 @@ class Case:
         inputs: by name.
         rows: how many rows of the batch are real; what comes out for the others means nothing.
         steps: how often it is run, each time on the weights and the state that the time before gave.
+        held: the weights that the program holds, by the names that they have where they are inputs.
     """
 
     program: str
@@ -63,6 +65,7 @@ class Case:
     inputs: Mapping[str, Tensor]
     rows: int
     steps: int = 1
+    held: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,11 @@ class Cases:
             feed = {"input_ids": batch.ids, "mask": batch.mask} | embedding_feed(self._embeddings)
             yield Case("embed", batch.description, feed, batch.rows)
         for layer, shard in enumerate(self._shards):
+            name, weights = self._manifest.block_program(layer), layer_feed(shard)
+            given, held = ({}, weights) if self._manifest.blocks_hold_weights else (weights, {})
             for batch in self._batches:
-                feed = {"h": batch.hidden[layer], "mask": batch.mask} | block_feed(shard, self._state, layer)
-                yield Case("block", f"layer {layer}, {batch.description}", feed, batch.rows)
+                feed = {"h": batch.hidden[layer], "mask": batch.mask} | adapter_feed(self._state, layer) | given
+                yield Case(name, f"layer {layer}, {batch.description}", feed, batch.rows, held=held)
         for batch in self._batches:
             yield from self.task_cases(batch)
         for size in self._manifest.windows:
@@ -220,11 +225,12 @@ class Cases:
         """Fills the batches' hidden states, and what else depends on them."""
         for batch in self._batches:
             feed = {"input_ids": batch.ids, "mask": batch.mask} | embedding_feed(self._embeddings)
-            batch.hidden.append(reference.run("embed", feed)["h"])
+            batch.hidden.append(reference.run("embed", wide_tensors(feed))["h"])
         for layer, shard in enumerate(self._shards):
             for batch in self._batches:
-                feed = {"h": batch.hidden[layer], "mask": batch.mask} | block_feed(shard, self._state, layer)
-                batch.hidden.append(reference.run("block", feed)["h"])
+                feed = {"h": batch.hidden[layer], "mask": batch.mask}
+                feed |= layer_feed(shard) | adapter_feed(self._state, layer)
+                batch.hidden.append(reference.run("block", wide_tensors(feed))["h"])
             self.after_layer(layer, self._batches[0], reference)
 
     def after_layer(self, layer: int, text: Batch, reference: Reference) -> None:

@@ -8,11 +8,16 @@ float32 unless said.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from chainfed.toolchain.widening import gather_rows, widened
+
+Named = Mapping[str, Tensor]
 
 CHUNK_ROWS = 2048
 """Rows of the vocabulary at a time: the logits of a chunk stay small, and its products stay large enough to be fast."""
@@ -21,33 +26,36 @@ _LOWEST = -1e30
 
 
 def vocabulary_loss(
-    features: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None
+    features: Tensor, head: Named, targets: Tensor, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """``cross_entropy(features @ head.T, targets)`` of each target, in one pass over the vocabulary.
 
     Args:
         features: (N, D).
-        head: (V, D), which gets no gradient.
+        head: ``weight`` (V, D) as it is stored, with its scales where it has any; it gets no gradient.
         targets: (N,) int64.
         softcap: with it, logits are ``softcap * tanh(logits / softcap)``, as Gemma 2 has them.
 
     Returns:
         The losses in nats, (N,); and 1 for each target that no token has a larger logit than, else 0, (N,).
     """
-    losses, hits, _ = _VocabularyLoss.apply(features, head, targets, softcap)  # type: ignore[no-untyped-call]
+    stored = (tuple(head), *head.values())
+    losses, hits, _ = _VocabularyLoss.apply(features, targets, softcap, *stored)  # type: ignore[no-untyped-call]
     return losses, hits
 
 
 class _VocabularyLoss(torch.autograd.Function):
-    """(N, D), (V, D), (N,) -> losses (N,), hits (N,), and the gradient of the losses for the features, (N, D)."""
+    """(N, D), (N,) -> losses (N,), hits (N,), and the gradient of the losses for the features, (N, D)."""
 
     @staticmethod
-    def forward(features: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, ...]:
-        return _loss_and_gradient(features, head, targets, softcap)
+    def forward(
+        features: Tensor, targets: Tensor, softcap: float | None, names: tuple[str, ...], *stored: Tensor
+    ) -> tuple[Tensor, ...]:
+        return _loss_and_gradient(features, dict(zip(names, stored, strict=True)), targets, softcap)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        del inputs
+        ctx.count = len(inputs)
         _, hits, gradient = output
         ctx.mark_non_differentiable(hits, gradient)
         ctx.save_for_backward(gradient)
@@ -55,17 +63,16 @@ class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].unsqueeze(1), None, None, None
+        return gradient * gradients[0].unsqueeze(1), *[None] * (ctx.count - 1)
 
 
-def _loss_and_gradient(features: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, ...]:
+def _loss_and_gradient(features: Tensor, head: Named, targets: Tensor, softcap: float | None) -> tuple[Tensor, ...]:
     count = features.shape[0]
     highest = torch.full((count, 1), _LOWEST)
     total = torch.zeros((count, 1))
     pulled = torch.zeros_like(features)
     wanted = torch.zeros((count, 1))
-    for start in range(0, head.shape[0], CHUNK_ROWS):
-        rows = head[start : start + CHUNK_ROWS]
+    for start, rows in _chunks(head):
         logits, slope = _capped(functional.linear(features, rows), softcap)
         wanted = wanted + _logit_of(targets - start, logits)
         higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
@@ -74,7 +81,7 @@ def _loss_and_gradient(features: Tensor, head: Tensor, targets: Tensor, softcap:
         total = total * shrink + shares.sum(dim=1, keepdim=True)
         pulled = pulled * shrink + torch.mm(shares if slope is None else shares * slope, rows)
         highest = higher
-    pushed = functional.embedding(targets, head)
+    pushed = gather_rows(head, "weight", targets)
     if softcap is not None:
         pushed = pushed * (1.0 - wanted * wanted * (1.0 / softcap**2))
     losses = highest + total.log() - wanted
@@ -82,10 +89,17 @@ def _loss_and_gradient(features: Tensor, head: Tensor, targets: Tensor, softcap:
     return losses.squeeze(1), hits.squeeze(1), pulled / total - pushed
 
 
-def vocabulary_logits(features: Tensor, head: Tensor, softcap: float | None = None) -> Tensor:
-    """The logits themselves, chunk by chunk: (N, D), (V, D) -> (N, V)."""
-    chunks = [head[start : start + CHUNK_ROWS] for start in range(0, head.shape[0], CHUNK_ROWS)]
-    return torch.cat([_capped(functional.linear(features, rows), softcap)[0] for rows in chunks], dim=1)
+def vocabulary_logits(features: Tensor, head: Named, softcap: float | None = None) -> Tensor:
+    """The logits themselves, chunk by chunk: (N, D), ``weight`` (V, D) -> (N, V)."""
+    chunks = [_capped(functional.linear(features, rows), softcap)[0] for _, rows in _chunks(head)]
+    return torch.cat(chunks, dim=1)
+
+
+def _chunks(head: Named) -> Iterator[tuple[int, Tensor]]:
+    """The number of the first row, and the rows, of each chunk of a stored head, float32."""
+    for start in range(0, head["weight"].shape[0], CHUNK_ROWS):
+        stored = {name: tensor[start : start + CHUNK_ROWS] for name, tensor in head.items()}
+        yield start, widened(stored)["weight"]
 
 
 def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:

@@ -8,16 +8,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from chainfed.toolchain.adapters import adapter
-from chainfed.toolchain.programs import Named, ProgramSettings, TensorSpec, below, specs
+from chainfed.toolchain.programs import Named, ProgramSettings, TensorSpec, below, specs, stored_specs
+from chainfed.toolchain.widening import widened
 
 
 def window_output(settings: ProgramSettings, window_size: int, tensors: Named, trainable: Named) -> Tensor:
     """Run a window's layers, each with its adapter: (B, S, D) -> (B, S, D)."""
     h = tensors["h"]
     for index in range(window_size):
-        h = settings.family.layer(below(tensors, f"window.{index}.layer."), h, tensors["mask"])
+        h = settings.family.layer(layer_weights(tensors, f"window.{index}.layer."), h, tensors["mask"])
         h = adapter(h, trainable[f"window.{index}.down"], trainable[f"window.{index}.up"])
     return h
+
+
+def layer_weights(tensors: Named, prefix: str) -> dict[str, Tensor]:
+    """The float32 weights of the layer whose stored tensors have names with a prefix."""
+    return widened(below(tensors, prefix))
 
 
 def adapter_shapes(settings: ProgramSettings, window_size: int) -> dict[str, tuple[int, ...]]:
@@ -28,8 +34,8 @@ def adapter_shapes(settings: ProgramSettings, window_size: int) -> dict[str, tup
 
 def layer_specs(settings: ProgramSettings, window_size: int) -> tuple[TensorSpec, ...]:
     """The frozen weights of a window's layers."""
-    shapes = settings.family.layer_shapes
-    return tuple(spec for index in range(window_size) for spec in specs(f"window.{index}.layer.", shapes))
+    tensors = settings.layer_tensors
+    return tuple(spec for index in range(window_size) for spec in stored_specs(f"window.{index}.layer.", tensors))
 
 
 def auxiliary_specs(settings: ProgramSettings, window_size: int) -> tuple[TensorSpec, ...]:

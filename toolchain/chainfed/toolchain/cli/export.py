@@ -10,7 +10,7 @@ import click
 
 from chainfed.core.console import err, json_option, megabytes, print_json, progress
 from chainfed.core.errors import BadInputError
-from chainfed.core.manifest import Bundle
+from chainfed.core.manifest import Bundle, WeightDtype
 from chainfed.toolchain.cli.steps import shown_steps
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings, OptimizerName, read_labels
@@ -49,6 +49,13 @@ _TASKS: dict[str, TaskKind] = {"classification": "classification", "language-mod
     help="How a language model reads conversations.  [default: the tokenizer's template, or plain headings]",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the initial adapters and heads.")
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(WeightDtype)),
+    default="f32",
+    show_default=True,
+    help="How the frozen weights are stored; adapters and heads are always f32.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle that lies at --out.")
 @json_option
 def command(
@@ -66,6 +73,7 @@ def command(
     packing: bool,
     chat_template: str | None,
     seed: int,
+    dtype: WeightDtype,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -85,6 +93,7 @@ def command(
         packing=packing,
         chat_template=chat_template,
         seed=seed,
+        dtype=dtype,
         force=force,
     )
     started = time.monotonic()

@@ -34,7 +34,7 @@ def _show_facts(facts: Mapping[str, Any]) -> None:
     shown = table(f"Bundle {facts['bundle']}", "", "")
     for name, value in (
         ("model", f"{model['family']}, {model['num_layers']} layers, hidden size {model['hidden_size']}"),
-        ("parameters", f"{model['num_parameters']:,}"),
+        ("parameters", f"{model['num_parameters']:,}, matrices stored as {model['dtype']}"),
         ("task", _task(task)),
         ("batch", f"{shapes['batch_size']} rows of {shapes['seq_len']} tokens"),
         ("adapters", f"bottleneck {facts['adapter']['bottleneck']}, {megabytes(facts['state_bytes'])} in all"),

@@ -48,6 +48,9 @@ class ModuleFamily:
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = "eager"
         self._embeddings = build_on_meta(self.make_embeddings)
+        for module in self._embeddings.modules():
+            if isinstance(module, nn.Embedding):
+                module.padding_idx = None  # matters to gradients only, and a table may be fed as a part of its rows
         self._layer = _with_own_attention(build_on_meta(self.make_layer))
         self._output = build_on_meta(self.make_output)
 
