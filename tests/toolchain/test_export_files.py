@@ -127,6 +127,15 @@ def test_a_folder_that_came_back_is_replaced_only_by_force(tmp_path: Path) -> No
     assert _leftovers(tmp_path) == ["out"]
 
 
+def test_a_link_in_place_of_the_temporary_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(BadInputError, match="cannot be made"):
+        NewFolder(tmp_path / "out", force=False, mark="mark").__enter__()
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+
+
 def test_two_processes_do_not_write_the_same_folder(tmp_path: Path) -> None:
     with NewFolder(tmp_path / "out", force=False, mark="mark") as first:
         first.write("mark", b"first")

@@ -88,7 +88,7 @@ class NewFolder:
         """The temporary folder, empty, and a lock on it that the system lets go of when this process ends, however."""
         while True:
             self._partial.mkdir(exist_ok=True)
-            lock = os.open(self._partial, os.O_RDONLY)
+            lock = os.open(self._partial, os.O_RDONLY | os.O_NOFOLLOW)  # what a link leads to is not ours to clear
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
