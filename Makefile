@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup protos demo check test test-all bench requirements clean
+.PHONY: help setup protos demo check test test-all bench bench-programs vectors requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test-all: check ## The checks and every test
 
 bench: setup ## Measure what the README claims; ARGS are passed on
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-programs: setup ## Time and memory of programs of large models' sizes against eager; ARGS="roberta q1" chooses
+	@$(BIN)/python benchmarks/programs.py $(ARGS)
+
+vectors: setup ## Write tests/vectors/bundles anew: tiny bundles with expected outputs
+	@$(BIN)/python tests/vectors/make_vectors.py
 
 requirements: $(BOOTSTRAPPED) ## Resolve requirements/*.txt anew; UPGRADE=--upgrade raises the versions
 	@$(COMPILE) $(UPGRADE) requirements/bootstrap.in --output-file requirements/bootstrap.txt

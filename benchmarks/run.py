@@ -1,9 +1,11 @@
 """Measures what the README claims. `make bench` runs everything; `make bench ARGS="memory --quick"` one part.
 
-    programs    every program against PyTorch eager: error and time ratio (what `chainfed verify` prints)
-    memory      a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
+    verification  every program against PyTorch eager: error and time ratio (what `chainfed verify` prints)
+    memory        a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
     PyTorch
-    federation  the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
+    federation    the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
+
+`make bench-programs` measures programs of the sizes of large models.
 
 The results go to `runs/bench/*.json`; the tables to standard output. Models and data come from $CHAINFED_SHARED, else
 ../shared.
@@ -20,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import federation
 import memory
-import programs
+import verification
 
-PARTS = {"programs": programs.measure, "memory": memory.measure, "federation": federation.measure}
+PARTS = {"verification": verification.measure, "memory": memory.measure, "federation": federation.measure}
 
 
 def main() -> None:

@@ -10,9 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from chainfed.core.manifest import Bundle
+
+# The same examples every time: a failure is never a matter of luck. HYPOTHESIS_MAX_EXAMPLES=100000 searches further.
+hypothesis.settings.register_profile(
+    "repeatable",
+    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "150")),
+    derandomize=True,
+    deadline=None,
+    database=None,
+)
+hypothesis.settings.load_profile("repeatable")
 
 TINY_LABELS = ("animals", "food", "machines")
 TINY_LAYERS = 3
@@ -24,6 +35,7 @@ _TOPICS = {
 }
 _PLAIN = ["the", "a", "one", "we", "saw", "and", "near", "with", "old", "new", "big", "small", "today", "here", "again"]
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_VOCABULARY = _SPECIAL + _PLAIN + [word for words in _TOPICS.values() for word in words]
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,56 @@ def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 
 
 @pytest.fixture(scope="session")
+def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA with tied embeddings, random weights and the tokenizer of `tiny_model`, as a Hugging Face folder."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("tiny-language") / "model"
+    config = transformers.LlamaConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=TINY_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    _make_tokenizer(_VOCABULARY, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_language_bundle(tiny_language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its bundle for language modelling: 16 tokens, 4 rows, at most 24 targets, windows of 1 and 2 layers, AdamW."""
+    from chainfed.toolchain.export import export_bundle
+    from chainfed.toolchain.export_settings import ExportSettings
+
+    out = tmp_path_factory.mktemp("tiny-language") / "bundle"
+    sizes = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1, 2), "max_target_tokens": 24}
+    return export_bundle(ExportSettings(str(tiny_language_model), (), out, task="language_modelling", **sizes))
+
+
+@pytest.fixture(scope="session")
+def tiny_passages(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
+    """48 conversations to train on and 12 to test on, for `tiny_language_bundle`: the answer names the topic."""
+    folder = tmp_path_factory.mktemp("tiny-passages")
+    data = TinyData(folder / "train.jsonl", folder / "test.jsonl")
+    generator = random.Random(11)
+    for path, rows in ((data.train, 48), (data.test, 12)):
+        path.write_text("".join(json.dumps(_passage(generator)) + "\n" for _ in range(rows)))
+    return data
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     """240 rows to train on and 60 to test on, of the labels of `tiny_bundle`."""
     folder = tmp_path_factory.mktemp("tiny-data")
@@ -79,9 +141,8 @@ def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> P
     import torch
     import transformers
 
-    vocabulary = _SPECIAL + _PLAIN + [word for words in _TOPICS.values() for word in words]
     config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(_VOCABULARY),
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -92,7 +153,7 @@ def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> P
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformers.BertModel(config).save_pretrained(folder)
-    _make_tokenizer(vocabulary, folder)
+    _make_tokenizer(_VOCABULARY, folder)
     return folder
 
 
@@ -117,3 +178,9 @@ def _row(number: int, generator: random.Random) -> dict[str, str | int]:
     words = generator.choices(_TOPICS[TINY_LABELS[label]], k=3) + generator.choices(_PLAIN, k=generator.randint(2, 6))
     generator.shuffle(words)
     return {"text": " ".join(words), "label": label}
+
+
+def _passage(generator: random.Random) -> dict[str, str]:
+    words = _TOPICS[generator.choice(TINY_LABELS)]
+    question = " ".join(generator.choices(words, k=2))
+    return {"instruction": question, "output": f"we saw {words[0]}"}

@@ -67,7 +67,7 @@ def spoilt(**tensors: np.ndarray) -> bytes:
         (encode({"adapters.1.down": drawn(1)["adapters.1.down"]}), "lacks heads.1.bias"),
         (spoilt(heads_1_weight=np.zeros(3, np.float32)), "unknown heads.1.weight"),
         (spoilt(heads_1_bias=np.zeros(5, np.float32)), r"shape \[5\], expected \[4\]"),
-        (spoilt(heads_1_bias=np.zeros(4, np.float64)), "float64"),
+        (spoilt(heads_1_bias=np.zeros(4, np.float64)), "F64"),
         (spoilt(heads_1_bias=np.array([0, np.nan, 0, 0], np.float32)), "not finite"),
         (spoilt(heads_1_bias=np.array([0, np.inf, 0, 0], np.float32)), "not finite"),
         (spoilt(heads_1_bias=np.full(4, 50, np.float32)), "norm 100"),

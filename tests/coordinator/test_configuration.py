@@ -36,6 +36,13 @@ def test_the_message_says_every_value() -> None:
     assert complete(done.to_message(), make_manifest({})) == done
 
 
+def test_a_language_model_has_no_heads_to_warm_up() -> None:
+    manifest = make_manifest({}, task={"kind": "language_modelling", "max_target_tokens": 4})
+    with pytest.raises(BadInputError, match="warmup_rounds is 1, but a language model's head is not trained"):
+        complete(config(warmup_rounds=1), manifest)
+    assert complete(config(warmup_rounds=0), manifest).warmup_rounds == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -15,7 +15,7 @@ from transformers import BertConfig
 
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.optimizers import OptimizerSettings
-from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings
+from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
 
 Named = Mapping[str, Tensor]
 MakeInputs = Callable[..., dict[str, Tensor]]
@@ -121,7 +121,7 @@ def difference() -> Callable[[Named, Named], float]:
 
 @pytest.fixture
 def load_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Any, Any]]:
-    """`load_merged(folder)`: tokenizer and classifier of a merged folder, its code imported from this test's folder.
+    """`load_merged(folder)`: tokenizer and model of a merged folder, its code imported from this test's folder.
 
     transformers imports the code of all models as one package, which would still be that of an earlier test.
     """
@@ -137,7 +137,9 @@ def load_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Pa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+            purpose = config.architectures[0].removeprefix("ChainFedFor")
+            model = getattr(transformers, f"AutoModelFor{purpose}").from_pretrained(folder, trust_remote_code=True)
         return tokenizer, model
 
     return load

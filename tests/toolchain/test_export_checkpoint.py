@@ -44,7 +44,7 @@ def test_half_precision_becomes_float32(model: Path) -> None:
 
 
 def test_sharded_checkpoints_and_prefixed_keys_give_the_same_tensors(model: Path) -> None:
-    expected = Checkpoint(model).layer(0)
+    expected = dict(Checkpoint(model).layer(0))
     path = model / "model.safetensors"
     stored = {f"bert.{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
     path.unlink()
@@ -123,7 +123,7 @@ def _incomplete(folder: Path) -> None:
 def test_a_folder_that_cannot_be_exported_says_why(model: Path, spoil: Callable[[Path], object], sentence: str) -> None:
     spoil(model)
     with pytest.raises(ModelError, match=sentence):
-        Checkpoint(model).check_weights()
+        Checkpoint(model).check_weights(language_model=False)
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(model: Path) -> None:

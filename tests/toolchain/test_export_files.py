@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from chainfed.core.errors import BadInputError
+from chainfed.core.errors import AddressInUseError, BadInputError
 from chainfed.core.tensors import read_layout
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, content_key, source_digest
@@ -56,6 +60,81 @@ def test_force_replaces_only_a_folder_of_the_same_kind(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInputError, match="is a file"):
         NewFolder(tmp_path / "file", force=True, mark="mark")
+
+
+def _killed_in(out: Path, moment: str) -> None:
+    """Writes a folder over `out` in a process that is killed at a moment, by its own hand."""
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            with NewFolder(out, force=True, mark="mark") as folder:
+                folder.write("mark", b"new")
+                (folder.path("half")).write_bytes(b"1")
+                if moment == "filling":
+                    die()
+                if moment == "between the renames":
+                    renames = iter([Path.rename, die])
+                    Path.rename = lambda path, target: next(renames)(path, target)  # type: ignore[method-assign, assign, return-value, misc]
+                if moment == "removing":
+                    shutil.rmtree = die  # type: ignore[assignment]
+                folder.commit()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("moment", "content", "left"),
+    [
+        ("filling", b"old", [".out.partial", "out"]),
+        ("between the renames", None, [".out.partial", ".out.replaced"]),
+        ("removing", b"new", [".out.replaced", "out"]),
+    ],
+)
+def test_a_killed_process_leaves_the_old_folder_or_the_new_one_and_the_next_one_clears_up(
+    tmp_path: Path, moment: str, content: bytes | None, left: list[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mark").write_bytes(b"old")
+    _killed_in(out, moment)
+    assert _leftovers(tmp_path) == left
+    assert (out / "mark").read_bytes() == content if content else not out.exists()
+    with suppress(RuntimeError), NewFolder(out, force=True, mark="mark") as folder:
+        assert not folder.path("half").exists()
+        raise RuntimeError
+    assert (out / "mark").read_bytes() == (b"new" if content == b"new" else b"old")
+    with NewFolder(out, force=True, mark="mark") as folder:
+        folder.write("mark", b"newest")
+        folder.commit()
+    assert (out / "mark").read_bytes() == b"newest"
+    assert _leftovers(tmp_path) == ["out"]
+
+
+def test_a_folder_that_came_back_is_replaced_only_by_force(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mark").write_bytes(b"old")
+    _killed_in(out, "between the renames")
+    with pytest.raises(BadInputError, match="exists already"), NewFolder(out, force=False, mark="mark"):
+        raise AssertionError("the old folder is back, so this one may not be made")
+    assert (out / "mark").read_bytes() == b"old"
+    assert _leftovers(tmp_path) == ["out"]
+
+
+def test_two_processes_do_not_write_the_same_folder(tmp_path: Path) -> None:
+    with NewFolder(tmp_path / "out", force=False, mark="mark") as first:
+        first.write("mark", b"first")
+        with pytest.raises(AddressInUseError, match="Another process is writing"):
+            NewFolder(tmp_path / "out", force=False, mark="mark").__enter__()
+        first.commit()
+    assert (tmp_path / "out" / "mark").read_bytes() == b"first"
+    assert _leftovers(tmp_path) == ["out"]
 
 
 def test_tensor_files_are_valid_aligned_and_copied_byte_for_byte(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from chainfed.core.errors import ChainFedError
 from chainfed.toolchain import parallel_lowering
 from chainfed.toolchain.lowering import lower
 from chainfed.toolchain.parallel_lowering import lower_programs
-from chainfed.toolchain.steps import ProgramSettings, build_programs
+from chainfed.toolchain.programs import ProgramSettings
+from chainfed.toolchain.steps import build_programs
 
 
 @pytest.mark.slow

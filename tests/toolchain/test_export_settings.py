@@ -74,7 +74,7 @@ def test_sgd_never_decays_weights(settings: ExportSettings, tiny_model: Path) ->
 
 
 def test_learning_rates_differ_by_optimizer() -> None:
-    adamw, sgd = training_defaults("adamw"), training_defaults("sgd")
+    adamw, sgd = training_defaults("adamw", "classification"), training_defaults("sgd", "classification")
     assert (adamw.adapter_lr, adamw.head_lr) == (1e-3, 3e-3)
     assert sgd.adapter_lr > adamw.adapter_lr
     assert sgd.head_lr > adamw.head_lr

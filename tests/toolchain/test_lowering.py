@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from chainfed.toolchain.lowering import lower
+from chainfed.toolchain.programs import ProgramSettings
 from chainfed.toolchain.reference import Reference
-from chainfed.toolchain.steps import ProgramSettings, build_programs
+from chainfed.toolchain.steps import build_programs
 
 TOLERANCE = 1e-5
 SLOW = pytest.mark.slow

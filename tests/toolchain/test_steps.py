@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from chainfed.toolchain.programs import TensorSpec
 from chainfed.toolchain.reference import Reference
-from chainfed.toolchain.steps import TensorSpec, build_programs
+from chainfed.toolchain.steps import build_programs
 
 LAYER_TENSORS = 16
 
@@ -103,7 +104,7 @@ def test_a_row_without_tokens_pools_to_zero(make_settings: Any) -> None:
     [
         ({"seq_len": 17}, "seq_len must lie between 1 and 16"),
         ({"windows": (4,)}, "window sizes must lie between 1 and 3"),
-        ({"num_labels": 1}, "num_labels at least 2"),
+        ({"num_labels": 1}, "num_labels must be at least 2"),
         ({"pooling": "max"}, "pooling 'max' is unknown"),
     ],
 )

@@ -19,7 +19,7 @@ from chainfed.core.manifest import Bundle, layer_file
 from chainfed.core.tensors import sha256_hex
 from chainfed.toolchain.reference import Reference
 from chainfed.toolchain.verify import relative_error, settings_of, verify_bundle
-from chainfed.toolchain.verify_cases import Case, Cases
+from chainfed.toolchain.verify_cases import Case, Cases, classified_rows
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_every_program_agrees_with_eager(tiny_bundle: Bundle, tiny_data: object)
 
 def test_windows_are_compared_at_every_place_with_full_and_partial_batches(tiny_bundle: Bundle) -> None:
     examples = [Example("the cat", 0), Example("a pump", 2)]
-    cases = list(Cases(tiny_bundle, Reference(settings_of(tiny_bundle)), examples))
+    cases = list(Cases(tiny_bundle, Reference(settings_of(tiny_bundle)), classified_rows(tiny_bundle, examples)))
     first_layers = {case.description.split(",")[0] for case in cases if case.program == "window_q1"}
     assert first_layers == {"layers 0 to 0", "layers 1 to 1", "layers 2 to 2 (final stage)"}
     assert {case.rows for case in cases if case.program == "window_q2"} == {2, 4}

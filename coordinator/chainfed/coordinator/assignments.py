@@ -22,6 +22,13 @@ PROGRAMS = {
 }
 """Programs of each kind of round; a training round runs its window's program too."""
 
+LANGUAGE_PROGRAMS = {
+    RoundKind.PROFILE: ("embed", "block"),
+    RoundKind.TRAIN: ("embed", "block"),
+    RoundKind.EVALUATE: ("embed", "block", "score"),
+}
+"""The same for language models, which have no heads to train."""
+
 
 def blob_message(blob: Blob) -> blob_pb2.BlobRef:
     """A blob on the wire."""
@@ -70,7 +77,9 @@ def template(run: Run, manifest: Manifest, kind: RoundKind, rounds_done: int, wi
     elif window is not None:
         heads = sorted({window.end, layers - 1})
         message.train.CopyFrom(_train_task(run, window))
-    statistics = [] if kind is RoundKind.PROFILE else [STATISTICS_PIECE]
+    if manifest.is_language_model:
+        heads = []
+    statistics = [] if kind is RoundKind.PROFILE or manifest.is_language_model else [STATISTICS_PIECE]
     for piece in adapters + [f"heads.{layer}" for layer in heads] + statistics:
         message.state.add(name=piece, blob=blob_message(run.pieces[piece]))
     return message.SerializeToString(deterministic=True)
@@ -91,8 +100,9 @@ def _train_task(run: Run, window: Window) -> device_service_pb2.TrainTask:
 
 
 def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[blob_pb2.NamedBlob]:
-    programs = PROGRAMS[kind] + ((window_program(window.size),) if window else ())
-    paths = [TOKENIZER_FILE, *(manifest.programs[name].file for name in programs)]
+    programs = _programs(manifest)[kind] + ((window_program(window.size),) if window else ())
+    tokenizer = [TOKENIZER_FILE] if manifest.has_tokenizer else []
+    paths = [*tokenizer, *(manifest.programs[name].file for name in programs)]
     paths += manifest.weight_files(window.end + 1 if window else None)
     entries = [(path, manifest.files[path]) for path in paths]
     return [
@@ -103,21 +113,29 @@ def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[b
 
 def missing_parts(manifest: Manifest) -> list[str]:
     """Programs and files that a run needs and the manifest does not name; empty for a whole bundle."""
-    programs = {name for names in PROGRAMS.values() for name in names} | {window_program(q) for q in manifest.windows}
+    programs = {name for names in _programs(manifest).values() for name in names}
+    programs |= {window_program(size) for size in manifest.windows}
     missing = sorted(programs - manifest.programs.keys())
-    paths = [TOKENIZER_FILE, *manifest.weight_files()]
+    paths = [*([] if manifest.is_language_model else [TOKENIZER_FILE]), *manifest.weight_files()]
     paths += [entry.file for entry in manifest.programs.values()]
     return missing + sorted(path for path in paths if path not in manifest.files)
 
 
-def trained_names(task: device_service_pb2.Assignment, num_layers: int) -> tuple[str, ...]:
+def _programs(manifest: Manifest) -> dict[RoundKind, tuple[str, ...]]:
+    return LANGUAGE_PROGRAMS if manifest.is_language_model else PROGRAMS
+
+
+def trained_names(task: device_service_pb2.Assignment, manifest: Manifest) -> tuple[str, ...]:
     """The tensors of the model state that a training or warm-up assignment changes, and so the tensors of
     its update."""
+    num_layers = manifest.model.num_layers
     if task.WhichOneof("task") == "warmup":
         return tuple(name for layer in task.warmup.head_layers for name in head_names(layer))
     train = task.train
     end = train.first_layer + train.window_size - 1
     names = [name for layer in range(train.first_layer, end + 1) for name in adapter_names(layer)]
+    if manifest.is_language_model:
+        return tuple(names)
     names += head_names(end)
     if end < num_layers - 1 and train.final_head_lr > 0:
         names += head_names(num_layers - 1)
@@ -127,4 +145,4 @@ def trained_names(task: device_service_pb2.Assignment, num_layers: int) -> tuple
 def update_shapes(task: device_service_pb2.Assignment, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a device's update for this assignment."""
     shapes = manifest.state_shapes()
-    return {name: shapes[name] for name in trained_names(task, manifest.model.num_layers)}
+    return {name: shapes[name] for name in trained_names(task, manifest)}

@@ -141,6 +141,10 @@ def _check(config: RunConfig, manifest: Manifest) -> None:
             "one of these, "
             "or 0 for the largest that fits, or export the bundle with other --windows."
         )
+    if config.warmup_rounds and manifest.is_language_model:
+        raise BadInputError(
+            f"warmup_rounds is {config.warmup_rounds}, but a language model's head is not trained; give 0."
+        )
     if config.min_updates > config.devices_per_round:
         raise BadInputError(
             f"min_updates is {config.min_updates}, but only {config.devices_per_round} devices take part in "

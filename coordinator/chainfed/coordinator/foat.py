@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chainfed.core.manifest import Manifest
 from chainfed.core.tensors import Tensors, statistics_names
 
 VARIANCE_FLOOR = 1e-6
@@ -39,11 +40,11 @@ def find_start(scores: Sequence[float], threshold: float) -> Start:
     return Start(min(range(len(scores)), key=lambda layer: scores[layer]), True)
 
 
-def profile_shapes(num_layers: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a device's statistics."""
-    return {
-        f"statistics.{layer}.{name}": (hidden_size,) for layer in range(num_layers) for name in ("mean", "variance")
-    }
+def profile_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a device's statistics; none for a language model, which has no heads."""
+    layers = range(0 if manifest.is_language_model else manifest.model.num_layers)
+    shape = (manifest.model.hidden_size,)
+    return {f"statistics.{layer}.{name}": shape for layer in layers for name in ("mean", "variance")}
 
 
 def pooled_statistics(parts: Iterable[tuple[int, Tensors]], num_layers: int) -> Tensors:

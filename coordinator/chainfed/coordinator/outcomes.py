@@ -108,8 +108,8 @@ def profiled(
     `budgets`: memory budgets of the devices of the round, in bytes. Raises MemoryBudgetError when none
     holds a window.
     """
-    layers, hidden = manifest.model.num_layers, manifest.model.hidden_size
-    shapes = profile_shapes(layers, hidden)
+    layers = manifest.model.num_layers
+    shapes = profile_shapes(manifest)
     reports: list[ProfileReport] = []
     parts: list[tuple[int, Tensors]] = []
     for assignment in reported:
@@ -130,7 +130,7 @@ def profiled(
         threshold=run.config.foat_threshold,
         explanation=_explain(run, manifest, scores, found, start, window_size, budgets),
     )
-    pieces = _store(run, pooled_statistics(parts, layers), blobs)
+    pieces = _store(run, pooled_statistics(parts, layers) if shapes else {}, blobs)
     return RoundOutcome(0, pieces, profile=profile)
 
 

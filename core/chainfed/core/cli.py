@@ -19,6 +19,7 @@ _COMMANDS = {
     "inspect": ("chainfed.toolchain.cli.inspect", "toolchain", "Show a bundle's layers, programs and memory plan."),
     "verify": ("chainfed.toolchain.cli.verify", "toolchain", "Hold every program of a bundle against PyTorch."),
     "evaluate": ("chainfed.toolchain.cli.evaluate", "toolchain", "Measure accuracy and loss on a data file."),
+    "generate": ("chainfed.toolchain.cli.generate", "toolchain", "Continue a text with a language model."),
     "merge": ("chainfed.toolchain.cli.merge", "toolchain", "Write the tuned model as a Hugging Face folder."),
     "coordinator": ("chainfed.coordinator.cli.coordinator", "", "Serve federated runs."),
     "run": ("chainfed.coordinator.cli.run", "", "Create, steer and watch runs."),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chainfed.core.errors import BadInputError
+from chainfed.core.json_lines import read_objects
 
 
 @dataclass(frozen=True)
@@ -41,30 +40,11 @@ def read_examples(path: Path, labels: Sequence[str]) -> list[Example]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, whatever their labels are. Raises BadInputError as `read_examples` does."""
-    if not path.is_file():
-        raise BadInputError(
-            f"{path} does not exist; give a JSON-lines file (.jsonl or .jsonl.gz) with `text` and `label` in each row."
-        )
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = data.decode("utf-8").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{path} cannot be read ({error}); give UTF-8 JSON lines, gzipped if the name ends in .gz."
-        ) from error
-    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise BadInputError(f"{path} holds no example; give at least one row with `text` and `label`.")
-    return rows
+    return [read_row(row, where) for row, where in read_objects(path, "`text` and `label`")]
 
 
-def _row(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadInputError(f"{where} is not JSON ({error}); write one JSON object a line.") from error
-    if not isinstance(row, dict):
-        raise BadInputError(f'{where} is no JSON object; write rows like {{"text": "...", "label": 0}}.')
+def read_row(row: Mapping[str, Any], where: str) -> Row:
+    """A row of a labelled file. Raises BadInputError, naming `where`, when it has not the two fields."""
     for field in ("text", "label"):
         if field not in row:
             raise BadInputError(f"{where} has no `{field}`; every row needs `text` and `label`.")

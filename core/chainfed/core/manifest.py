@@ -4,12 +4,17 @@ prose."""
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from chainfed.core.errors import BundleError
+from chainfed.core.json_document import parse_document, shown
 from chainfed.core.tensors import sha256_file, sha256_hex, state_shapes
 
 FORMAT_VERSION = 1
@@ -19,6 +24,13 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "config.json"
 EMBEDDINGS_FILE = "weights/embeddings.safetensors"
 OUTPUT_FILE = "weights/output.safetensors"
+LANGUAGE_HEAD_FILE = "weights/lm_head.safetensors"
+
+MAX_MANIFEST_BYTES = 10_000_000
+MAX_LAYERS = 10_000
+MAX_PATH_LENGTH = 200
+
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 def layer_file(layer: int) -> str:
@@ -35,9 +47,37 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{shown(repeated[0])} stands there more than once")
+    return names
+
+
+def _window_sizes(windows: Any) -> Any:
+    """JSON's keys as numbers; refuses those that are numbers only to a lenient reader, such as " 1" and "01"."""
+    if not isinstance(windows, dict):
+        return windows
+    for key in windows:
+        if isinstance(key, str) and not re.fullmatch("[1-9][0-9]{0,4}", key):
+            raise ValueError(f"{shown(key)} is no window size")
+    return {int(key): plan for key, plan in windows.items()}
+
+
+def _addressable(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(extent or 1 for extent in shape) >= 2**60:
+        raise ValueError("the product of the shape is too large")
+    return shape
+
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$", max_length=64)]
+Positive = Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
+NonNegative = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Extent = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+Layers = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], AfterValidator(_all_different)]
 
 
 class FileEntry(_Part):
@@ -51,8 +91,16 @@ class TensorSpec(_Part):
     """An input or output of a program."""
 
     name: str
-    shape: tuple[NonNegative, ...]
+    shape: Annotated[tuple[Extent, ...], Field(max_length=8), AfterValidator(_addressable)]
     dtype: Literal["float32", "int64"]
+
+
+def _names_differ(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    _all_different(tuple(spec.name for spec in specs))
+    return specs
+
+
+TensorSpecs = Annotated[tuple[TensorSpec, ...], AfterValidator(_names_differ)]
 
 
 class ProgramEntry(_Part):
@@ -60,8 +108,8 @@ class ProgramEntry(_Part):
     needs."""
 
     file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: TensorSpecs
+    outputs: TensorSpecs
     arena_bytes: NonNegative
 
 
@@ -83,25 +131,63 @@ class MemoryPlan(_Part):
     file_bytes: NonNegative
 
 
+class LanguageHead(_Part):
+    """Where a language model's head lies, one (vocabulary, hidden) tensor; a tied one is the token embeddings'."""
+
+    file: str
+    tensor: str
+
+
 class ModelFacts(_Part):
     """The frozen model."""
 
     family: str
-    num_layers: Positive
-    hidden_size: Positive
-    vocab_size: Positive
+    num_layers: Layers
+    hidden_size: Size
+    vocab_size: Size
     num_parameters: Positive
-    embedding_tensors: tuple[str, ...]
-    layer_tensors: tuple[str, ...]
-    output_tensors: tuple[str, ...] = ()
+    embedding_tensors: Names
+    layer_tensors: Names
+    output_tensors: Names = ()
+    language_head: LanguageHead | None = None
+
+
+class Chat(_Part):
+    """How a conversation becomes one text, by what stands between the contents of its turns.
+
+    `between["user>assistant"]` stands between a user's turn and the answer; "start" and "end" are the ends of the
+    conversation, and `between["user>"]` asks for an answer. `end_of_turn` is the part after an answer that the model
+    learns to say. `strip`: contents lose the white space around them. `special_tokens`: the tokenizer adds its own.
+    """
+
+    between: dict[str, str]
+    end_of_turn: str
+    strip: bool
+    special_tokens: bool
 
 
 class Task(_Part):
-    """What is learnt. `labels[k]` names label k."""
+    """What is learnt.
 
-    kind: Literal["classification"]
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    pooling: Literal["mean", "cls", "last"]
+    A classifier has `labels`, of which `labels[k]` names label k, and `pooling`. A language model sends at most
+    `max_target_tokens` positions of a batch through its head, has several texts in a row where `packing` is set, and
+    reads conversations by `chat`.
+    """
+
+    kind: Literal["classification", "language_modelling"]
+    labels: Names = ()
+    pooling: Literal["mean", "cls", "last"] | None = None
+    max_target_tokens: NonNegative = 0
+    packing: bool = False
+    chat: Chat | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "classification" and (len(self.labels) < 2 or self.pooling is None):
+            raise ValueError("a classifier needs at least two labels and a pooling")
+        if self.kind == "language_modelling" and (self.labels or self.max_target_tokens < 1):
+            raise ValueError("a language model has no labels and at least one target a batch")
+        return self
 
 
 class Tokenizer(_Part):
@@ -114,47 +200,50 @@ class Tokenizer(_Part):
 class Shapes(_Part):
     """Static shapes of every program."""
 
-    batch_size: Positive
-    seq_len: Positive
+    batch_size: Size
+    seq_len: Size
 
 
 class Adapter(_Part):
     """Bottleneck adapters (Eq. 1)."""
 
-    bottleneck: Positive
+    bottleneck: Size
 
 
 class Optimizer(_Part):
     """The optimiser inside the training programs. `beta1`, `beta2`, `eps` and `weight_decay` are unused by sgd."""
 
     name: Literal["sgd", "adamw"]
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    max_grad_norm: Annotated[float, Field(gt=0)]
+    beta1: Real
+    beta2: Real
+    eps: Real
+    weight_decay: Real
+    max_grad_norm: Annotated[Real, Field(gt=0)]
 
 
 class TrainingDefaults(_Part):
     """What a run uses where its configuration says nothing."""
 
-    adapter_lr: Annotated[float, Field(gt=0)]
-    head_lr: Annotated[float, Field(gt=0)]
-    final_head_lr: Annotated[float, Field(ge=0)]
-    global_loss_weight: Annotated[float, Field(ge=0)]
+    adapter_lr: Annotated[Real, Field(gt=0)]
+    head_lr: Annotated[Real, Field(gt=0)]
+    final_head_lr: Annotated[Real, Field(ge=0)]
+    global_loss_weight: Annotated[Real, Field(ge=0)]
     global_branch_statistics: Literal["window_end", "last_layer"]
-    foat_threshold: Annotated[float, Field(ge=0, le=1)]
-    foat_examples: Annotated[int, Field(ge=2)]
+    foat_threshold: Annotated[Real, Field(ge=0, le=1)]
+    foat_examples: Annotated[NonNegative, Field(ge=2)]
     warmup_rounds: NonNegative
     local_epochs: Positive
 
 
 class Manifest(_Part):
-    """The whole manifest. `programs` are keyed "embed", "block", "pool", "head", "score", "window_q1" ...; `windows`
-    by Q."""
+    """The whole manifest.
+
+    `programs` are keyed "embed", "block", "score", "window_q1" ..., a classifier's also "pool" and "head", a language
+    model's "next"; `windows` by Q.
+    """
 
     format: Literal["chainfed-bundle"]
-    format_version: int
+    format_version: Positive
     created_by: dict[str, str]
     model: ModelFacts
     task: Task
@@ -164,20 +253,31 @@ class Manifest(_Part):
     optimizer: Optimizer
     defaults: TrainingDefaults
     programs: dict[str, ProgramEntry]
-    windows: dict[int, MemoryPlan]
+    windows: Annotated[dict[Layers, MemoryPlan], BeforeValidator(_window_sizes), Field(min_length=1)]
     prefix: MemoryPlan
     files: dict[str, FileEntry]
 
     @property
     def num_labels(self) -> int:
-        """Labels of the task."""
+        """Labels of the task; a language model has none, and then neither heads nor statistics."""
         return len(self.task.labels)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task is to predict tokens."""
+        return self.task.kind == "language_modelling"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether texts can be read; a language model without a tokenizer takes token ids alone."""
+        return TOKENIZER_FILE in self.files
 
     def weight_files(self, num_layers: int | None = None) -> list[str]:
         """The shards of frozen weights that it takes to run the first `num_layers` layers (None: all) and a head."""
         count = self.model.num_layers if num_layers is None else num_layers
         output = [OUTPUT_FILE] if self.model.output_tensors else []
-        return [EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output]
+        head = [self.model.language_head.file] if self.model.language_head else []
+        return list(dict.fromkeys([EMBEDDINGS_FILE, *(layer_file(layer) for layer in range(count)), *output, *head]))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of the model state."""
@@ -193,30 +293,49 @@ class Manifest(_Part):
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """A manifest from its bytes. Raises BundleError, naming `where`, when it is damaged or of a newer format
-    version."""
+    """A manifest from its bytes. Raises BundleError, naming `where`, when it is damaged, contradicts itself, names a
+    file outside the bundle or is of a newer format version."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{where} is no ChainFed manifest: it has more than {MAX_MANIFEST_BYTES} bytes; export the bundle again."
+        )
     try:
-        raw = json.loads(data)
+        raw = parse_document(data)
     except ValueError as error:
         raise BundleError(f"{where} is not JSON ({error}); export the bundle again.") from error
     if not isinstance(raw, dict) or raw.get("format") != "chainfed-bundle":
         raise BundleError(f"{where} is no ChainFed manifest; give the folder that `chainfed export` wrote.")
     version = raw.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION or version < 1:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise BundleError(
-            f"{where} has bundle format version {version}, but this ChainFed reads up to {FORMAT_VERSION}; "
-            "install a newer ChainFed or export the bundle again."
+            f"{where} has bundle format version {version if type(version) is int else 'unknown'}, but this ChainFed "
+            f"reads up to {FORMAT_VERSION}; install a newer ChainFed or export the bundle again."
         )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = shown(".".join(str(part) for part in first["loc"]))
         raise BundleError(f"{where}: field {place} is wrong ({first['msg']}); export the bundle again.") from error
     for path in manifest.files:
-        if path.startswith("/") or ".." in Path(path).parts or "\\" in path:
-            raise BundleError(f"{where} names a file outside the bundle ({path!r}); do not use this bundle.")
+        if not _PATH.fullmatch(path) or len(path) > MAX_PATH_LENGTH:
+            raise BundleError(f"{where} names a file outside the bundle ({shown(path)}); do not use this bundle.")
+    contradiction = next(_contradictions(manifest), None)
+    if contradiction is not None:
+        raise BundleError(f"{where} contradicts itself: {contradiction}; export the bundle again.")
     return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What the parts of a manifest say against each other, one clause each."""
+    layers = manifest.model.num_layers
+    if max(manifest.windows) > layers:
+        yield f"it has a window of {max(manifest.windows)} layers, but the model has {layers}"
+    if manifest.tokenizer.pad_token_id >= manifest.model.vocab_size:
+        yield f"the padding token {manifest.tokenizer.pad_token_id} is outside the vocabulary"
+    for name in (*(entry.file for entry in manifest.programs.values()), *manifest.weight_files()):
+        if name not in manifest.files:
+            yield f"it needs the file {shown(name)}, which is not among its files"
 
 
 class Bundle:
@@ -231,19 +350,25 @@ class Bundle:
             raise BundleError(
                 f"{folder} is no bundle: it has no {MANIFEST_FILE}. Make one with `chainfed export MODEL --out BUNDLE`."
             )
-        self.manifest_bytes = path.read_bytes()
+        with path.open("rb") as file:
+            self.manifest_bytes = file.read(MAX_MANIFEST_BYTES + 1)
         self.manifest = parse_manifest(self.manifest_bytes, str(path))
         self.manifest_sha256 = sha256_hex(self.manifest_bytes)
         for name, entry in self.manifest.files.items():
-            file = folder / name
-            if not file.is_file():
-                raise BundleError(f"{folder} lacks {name}; export the bundle again.")
-            if file.stat().st_size != entry.bytes:
-                raise BundleError(
-                    f"{file} has {file.stat().st_size} bytes, the manifest says {entry.bytes}: it is truncated or "
-                    f"was changed; "
-                    "export the bundle again."
-                )
+            self._check_file(folder / name, name, entry.bytes)
+
+    def _check_file(self, file: Path, name: str, num_bytes: int) -> None:
+        if not file.is_file():
+            raise BundleError(f"{self.folder} lacks {name}; export the bundle again.")
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise BundleError(
+                f"{file} is a link to a file outside the bundle; do not use this bundle, or put the file itself there."
+            )
+        if file.stat().st_size != num_bytes:
+            raise BundleError(
+                f"{file} has {file.stat().st_size} bytes, the manifest says {num_bytes}: it is truncated or was "
+                "changed; export the bundle again."
+            )
 
     def path(self, name: str) -> Path:
         """The path of a file that the manifest names. Raises BundleError when it names none such."""

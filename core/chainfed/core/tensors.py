@@ -7,23 +7,22 @@ For a model of L layers (0-based), hidden size D, bottleneck A and C labels the 
   is the final head;
 - `statistics.{i}.mean` [D] and `statistics.{i}.rstd` [D]: what standardises the pooled features of layer i before a
   head.
+
+A language model (no labels) has the adapters alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 
 from chainfed.core.errors import BundleError
+from chainfed.core.tensor_layout import DamagedTensorsError, TensorRange, layout_of_bytes, layout_of_file
 
 FloatArray = npt.NDArray[np.float32]
 Tensors = dict[str, FloatArray]
@@ -47,10 +46,12 @@ def statistics_names(layer: int) -> tuple[str, str]:
 
 
 def state_shapes(num_layers: int, hidden_size: int, bottleneck: int, num_labels: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the model state."""
+    """Name and shape of every tensor of the model state; without labels it is the adapters alone."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(num_layers):
         shapes |= dict.fromkeys(adapter_names(layer), (bottleneck, hidden_size))
+        if not num_labels:
+            continue
         weight, bias = head_names(layer)
         shapes |= {weight: (num_labels, hidden_size), bias: (num_labels,)}
         shapes |= dict.fromkeys(statistics_names(layer), (hidden_size,))
@@ -73,22 +74,27 @@ def split_pieces(state: Mapping[str, FloatArray]) -> dict[str, Tensors]:
 
 def encode(tensors: Mapping[str, FloatArray]) -> bytes:
     """Safetensors bytes; equal tensors give equal bytes."""
-    return safetensors.numpy.save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    return safetensors.numpy.save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)})
 
 
 def decode(data: bytes, what: str) -> Tensors:
-    """The float32 tensors in safetensors bytes.
+    """The float32 tensors in safetensors bytes, as read-only views of them.
 
     Raises BundleError, naming `what`, when the bytes are no safetensors file or a tensor is not float32.
     """
     try:
-        tensors = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        layout = layout_of_bytes(data)
+    except DamagedTensorsError as error:
         raise BundleError(f"{what} is not a readable safetensors file: {error}. Fetch or make it again.") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype != np.float32:
-            raise BundleError(f"{what}: tensor {name!r} is {tensor.dtype}, but ChainFed expects float32.")
-    return tensors
+    for name, place in layout.items():
+        if place.dtype != "F32":
+            raise BundleError(f"{what}: tensor {name!r} is {place.dtype}, but ChainFed expects float32 (F32).")
+    return {name: _float32(data, place) for name, place in layout.items()}
+
+
+def _float32(data: bytes, place: TensorRange) -> FloatArray:
+    flat = np.frombuffer(data, "<f4", place.nbytes // 4, place.offset) if place.nbytes else np.zeros(0, np.float32)
+    return np.require(flat, np.float32, ("A", "W")).reshape(place.shape)
 
 
 def check_shapes(tensors: Mapping[str, FloatArray], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -111,54 +117,27 @@ def check_shapes(tensors: Mapping[str, FloatArray], expected: Mapping[str, tuple
             )
 
 
-@dataclass(frozen=True)
-class TensorRange:
-    """Where one tensor lies in a safetensors file: dtype as safetensors names it, shape, first byte and length in the
-    file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+def check_finite(tensors: Mapping[str, FloatArray], what: str) -> None:
+    """Raises BundleError, naming `what` and the tensor, when a value is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise BundleError(f"{what}: tensor {name} holds values that are not finite; use an earlier one.")
 
 
-_ITEM_SIZE = {"F32": 4, "I64": 8, "F16": 2, "BF16": 2, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "F64": 8}
-_MAX_HEADER_BYTES = 100_000_000
+def is_finite(tensor: FloatArray) -> bool:
+    """Whether no value is NaN or infinite; takes no memory of the tensor's size."""
+    return tensor.size == 0 or bool(np.isfinite(tensor.min()) and np.isfinite(tensor.max()))
 
 
 def read_layout(path: Path) -> dict[str, TensorRange]:
     """The tensors of a safetensors file without their bytes.
 
-    Raises BundleError when the header is damaged or a tensor reaches outside the file.
+    Raises BundleError when the header is damaged, or the tensors do not fill the rest of the file exactly.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
-            raise BundleError(f"{path.name} is truncated or no safetensors file; fetch or export it again.")
-        try:
-            header = json.loads(file.read(header_bytes))
-            layout = {
-                str(name): TensorRange(
-                    str(entry["dtype"]),
-                    tuple(int(extent) for extent in entry["shape"]),
-                    8 + header_bytes + int(entry["data_offsets"][0]),
-                    int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-                )
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise BundleError(f"{path.name} has a damaged safetensors header; fetch or export it again.") from error
-    for name, place in layout.items():
-        expected = int(np.prod(place.shape, dtype=np.int64)) * _ITEM_SIZE.get(place.dtype, 0)
-        inside = 8 + header_bytes <= place.offset and place.offset + place.nbytes <= size
-        if min(place.shape, default=0) < 0 or place.nbytes != expected or not inside:
-            raise BundleError(
-                f"{path.name}: tensor {name} does not lie inside the file; it is truncated, fetch or export it again."
-            )
-    return layout
+    try:
+        return layout_of_file(path)
+    except DamagedTensorsError as error:
+        raise BundleError(f"{path.name} is no safetensors file: {error}; fetch or export it again.") from error
 
 
 def sha256_hex(data: bytes) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import EMBEDDINGS_FILE, Manifest, layer_file
-from chainfed.runtime.feeds import output_feed
+from chainfed.runtime.feeds import language_head_feed, output_feed
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
 
@@ -48,6 +48,10 @@ class DeviceBundle:
     def output(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
         """Maps what stands between a layer and a head, as inputs of the programs that have a head or pool."""
         return output_feed(self.manifest, self.path)
+
+    def language_head(self) -> AbstractContextManager[dict[str, torch.Tensor]]:
+        """Maps a language model's head, as an input of the programs that predict tokens."""
+        return language_head_feed(self.manifest, self.path)
 
 
 def map_state(manifest: Manifest, pieces: Mapping[str, Path]) -> dict[str, torch.Tensor]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from chainfed.core.examples import Example
+from chainfed.core.examples import Example, read_examples
+from chainfed.core.manifest import TOKENIZER_FILE
+from chainfed.core.passages import read_passages
+from chainfed.harness.bundle import DeviceBundle
+from chainfed.runtime.language_data import encode_passages
 from chainfed.runtime.tokenization import Tokenizer
 
 
@@ -16,7 +21,8 @@ from chainfed.runtime.tokenization import Tokenizer
 class TokenData:
     """Examples in the order of the file, and the batch size that they are stored with.
 
-    ids: (examples, seq) int64; mask: (examples, seq) float32; labels: (examples,) int64.
+    ids: (examples, seq) int64; mask: (examples, seq) float32; labels: int64, (examples,) of a classifier, and of a
+    language model (examples, seq): the token to predict at each position, or NO_TARGET.
     """
 
     ids: torch.Tensor
@@ -49,6 +55,17 @@ class TokenData:
         """Some of the examples, in the order given."""
         chosen = list(rows)
         return TokenData(self.ids[chosen], self.mask[chosen], self.labels[chosen], self.batch_size)
+
+
+def read_tokens(bundle: DeviceBundle, file: Path) -> TokenData:
+    """The examples of a file for a bundle's task. Raises BadInputError when they cannot be used."""
+    manifest = bundle.manifest
+    if manifest.is_language_model:
+        tokenizer_file = bundle.path(TOKENIZER_FILE) if manifest.has_tokenizer else None
+        rows = encode_passages(read_passages(file), manifest, tokenizer_file)
+        return TokenData(rows.ids, rows.mask, rows.labels, manifest.shapes.batch_size)
+    tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), manifest.tokenizer.pad_token_id, manifest.shapes.seq_len)
+    return tokenize(read_examples(file, manifest.task.labels), tokenizer, manifest.shapes.batch_size)
 
 
 def tokenize(examples: Sequence[Example], tokenizer: Tokenizer, batch_size: int) -> TokenData:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chainfed.core.data_files import count_rows
 from chainfed.core.errors import (
     BadInputError,
     BundleError,
@@ -27,8 +28,7 @@ from chainfed.core.errors import (
     NotFoundError,
     UpdateRejectedError,
 )
-from chainfed.core.examples import read_examples, read_rows
-from chainfed.core.manifest import TOKENIZER_FILE, parse_manifest
+from chainfed.core.manifest import parse_manifest
 from chainfed.harness.assignment import (
     EVALUATE,
     Finding,
@@ -39,14 +39,13 @@ from chainfed.harness.assignment import (
 )
 from chainfed.harness.bundle import DeviceBundle
 from chainfed.harness.client import Coordinator
-from chainfed.harness.data import TokenData, tokenize
+from chainfed.harness.data import TokenData, read_tokens
 from chainfed.harness.journal import Journal
 from chainfed.harness.outcome import EvaluationOutcome, ProfileOutcome, tensors_path
 from chainfed.harness.storage import DeviceStorage
 from chainfed.harness.transfer import upload
 from chainfed.runtime.memory import trim
 from chainfed.runtime.program import set_threads
-from chainfed.runtime.tokenization import Tokenizer
 from chainfed.v1 import device_service_pb2 as pb
 
 _REFUSALS = (ConflictError, NotFoundError, UpdateRejectedError)
@@ -120,8 +119,8 @@ def run_device(
     BadInputError for data that cannot be used, BundleError for a damaged bundle, UnreachableError when the
     coordinator is silent for longer than the patience, AddressInUseError when another device has the state folder.
     """
-    num_train = len(read_rows(settings.train_file))
-    num_test = len(read_rows(settings.test_file)) if settings.test_file is not None else 0
+    num_train = count_rows(settings.train_file)
+    num_test = count_rows(settings.test_file) if settings.test_file is not None else 0
     set_threads(settings.threads)
     gc.freeze()  # What the imports made stays: collecting would walk and, in a fork, copy all of it every time.
     with DeviceStorage(settings.state_folder, settings.files_folder) as storage:
@@ -273,11 +272,7 @@ class _Device:
             raise StopWork(pb.ABANDON_REASON_NO_EXAMPLES, "The device has no held-out examples.")
         place = (bundle.manifest_sha256, file)
         if place not in self.tokens:
-            manifest = bundle.manifest
-            tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), manifest.tokenizer.pad_token_id, manifest.shapes.seq_len)
-            examples = read_examples(file, manifest.task.labels)
-            self.tokens[place] = tokenize(examples, tokenizer, manifest.shapes.batch_size)
-            del tokenizer, examples
+            self.tokens[place] = read_tokens(bundle, file)
             trim()
         return self.tokens[place]
 

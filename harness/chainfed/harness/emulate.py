@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from chainfed.coordinator.admission import choose_window_size
 from chainfed.coordinator.client import OperatorClient, require_success
 from chainfed.coordinator.plain import plain
 from chainfed.core.errors import BadInputError, ChainFedError
-from chainfed.core.examples import Example, read_examples
+from chainfed.core.examples import read_examples
+from chainfed.core.json_lines import read_objects
 from chainfed.core.manifest import Bundle, Manifest
+from chainfed.core.passages import FORMS, read_passages
 from chainfed.core.tensors import sha256_file
 from chainfed.harness.device import DeviceSettings
 from chainfed.harness.fleet import CoordinatorProcess, DeviceFleet
@@ -46,8 +49,8 @@ class EmulationSettings:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Held-out accuracy, 0 to 1, before the first and after the last round."""
+class BeforeAndAfter:
+    """A figure over the held-out examples before the first and after the last round."""
 
     before: float
     after: float
@@ -55,9 +58,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class EmulationResult:
-    """What an emulation found; `as_json` is the object that `chainfed emulate --json` prints."""
+    """What an emulation found; `as_json` is the object that `chainfed emulate --json` prints.
 
-    accuracy: Accuracy
+    `accuracy` lies between 0 and 1, `loss` is the mean cross-entropy in nats.
+    """
+
+    accuracy: BeforeAndAfter
+    loss: BeforeAndAfter
     rounds: int
     foat_start: int
     foat_scores: list[float]
@@ -131,11 +138,13 @@ def emulate(settings: EmulationSettings, on_event: Callable[[Event], None] | Non
         record.steps,
         bundle.manifest.model.num_layers,
         run.foat_start,
-        1 / bundle.manifest.num_labels,
+        1 / (bundle.manifest.num_labels or bundle.manifest.model.vocab_size),
     )
     plot_run(history, settings.folder)
+    first, last = run.evaluations[0], run.evaluations[-1]
     result = EmulationResult(
-        accuracy=Accuracy(run.evaluations[0].accuracy, run.evaluations[-1].accuracy),
+        accuracy=BeforeAndAfter(first.accuracy, last.accuracy),
+        loss=BeforeAndAfter(first.loss, last.loss),
         rounds=run.rounds_done,
         foat_start=run.foat_start,
         foat_scores=list(run.foat_scores),
@@ -161,17 +170,18 @@ def deal_devices(settings: EmulationSettings, manifest: Manifest) -> list[Device
     Training examples follow `settings.partition`; held-out examples are dealt evenly, and to as many devices as there
     are.
     """
-    train = read_examples(settings.train_file, manifest.task.labels)
-    test = read_examples(settings.test_file, manifest.task.labels)
-    shares = partition([example.label for example in train], settings.devices, settings.partition, settings.seed)
+    train = _read_rows(settings.train_file, manifest)
+    test = _read_rows(settings.test_file, manifest)
+    labels = [row["label"] if isinstance(row.get("label"), int) else 0 for row in train]
+    shares = partition(labels, settings.devices, settings.partition, settings.seed)
     devices = []
     for index, share in enumerate(shares):
         folder = settings.folder / "devices" / f"{index:04d}"
         folder.mkdir(parents=True)
         held_out = test[index :: settings.devices]
-        _write_examples(folder / "train.jsonl", [train[row] for row in share])
+        _write_rows(folder / "train.jsonl", [train[row] for row in share])
         if held_out:
-            _write_examples(folder / "test.jsonl", held_out)
+            _write_rows(folder / "test.jsonl", held_out)
         devices.append(
             DeviceSettings(
                 coordinator="",
@@ -185,8 +195,16 @@ def deal_devices(settings: EmulationSettings, manifest: Manifest) -> list[Device
     return devices
 
 
-def _write_examples(path: Path, examples: Sequence[Example]) -> None:
-    path.write_text("".join(json.dumps(asdict(example)) + "\n" for example in examples), encoding="utf-8")
+def _read_rows(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    """The rows of a data file, checked for the bundle's task; labels as numbers."""
+    if not manifest.is_language_model:
+        return [asdict(example) for example in read_examples(path, manifest.task.labels)]
+    read_passages(path)
+    return [row for row, _ in read_objects(path, FORMS)]
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _follow(

@@ -25,6 +25,7 @@ from chainfed.v1 import device_service_pb2 as pb
 def profile(work: Work, task: pb.ProfileTask) -> ProfileOutcome:
     """Scores each layer by token-level linear CKA (Eq. 3) with the embedding output; takes its features' statistics.
 
+    A language model has no heads that would need statistics, and hands in none.
     Only real tokens count, over at most `max_examples` examples drawn with the assignment's seed. Raises
     NotFiniteError when a score or a statistic is not finite.
     """
@@ -34,6 +35,10 @@ def profile(work: Work, task: pb.ProfileTask) -> ProfileOutcome:
     num_layers = work.bundle.manifest.model.num_layers
     kept = KeptDepth(0, work.journal.path("embedding_output"), data.num_batches)
     statistics: dict[str, FloatArray] = {}
+    if work.bundle.manifest.is_language_model:
+        with closing(Chain(work.bundle, work.state, data, work.journal, kept, None, work.checkpoint)) as chain:
+            scores = _scores(sampled, chain, num_layers)
+        return ProfileOutcome(len(data), tuple(scores), write_tensors(work.journal, statistics))
     with closing(FeatureFile(sampled, num_layers)) as file:
         with work.bundle.program("pool") as pool, work.bundle.output() as output:
 

@@ -6,7 +6,7 @@ Every one of them is a pass through the frozen chain and something small after i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +19,16 @@ from chainfed.core.order import batches
 from chainfed.core.tensors import head_names
 from chainfed.harness.bundle import DeviceBundle
 from chainfed.harness.chain import Chain, Checkpoint, KeptDepth
-from chainfed.harness.data import TokenData, pad, sample_weights
+from chainfed.harness.data import TokenData, pad
 from chainfed.harness.hidden import HiddenView
 from chainfed.harness.journal import Journal
 from chainfed.harness.mapped import MappedFile
+from chainfed.harness.objective import Classifier, objective_of, scalars
 from chainfed.harness.outcome import EvaluationOutcome, UpdateOutcome, write_tensors
-from chainfed.harness.training import auxiliary_adapters, changes, run_steps, window_parameters
-from chainfed.runtime.feeds import head_feed, statistics_feed, take
+from chainfed.harness.training import auxiliary_adapters, changes, run_steps
+from chainfed.runtime.feeds import Named, head_feed, take
 from chainfed.runtime.memory import trim
+from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
 from chainfed.v1 import device_service_pb2 as pb
 
@@ -58,14 +60,6 @@ class Work:
         """The examples of every training step, drawn from the assignment's seed."""
         return batches(len(self.data), self.bundle.manifest.shapes.batch_size, epochs, self.seed)
 
-    def labelled(self, rows: Sequence[int], each: float) -> dict[str, torch.Tensor]:
-        """The inputs `labels` and `sample_weights` of a batch: `each` on its rows, zero on the padding."""
-        size = self.bundle.manifest.shapes.batch_size
-        return {
-            "labels": self.data.labels[pad(rows, size)],
-            "sample_weights": sample_weights(len(rows), size, each),
-        }
-
 
 class FeatureFile:
     """Pooled features of some layers in a mapped file: for each of them (batches x batch size, hidden) float32."""
@@ -93,13 +87,14 @@ class FeatureFile:
 
 
 def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
-    """Trains the adapters of a window, its local head and the final head (Sec. 4.2, 4.3; Eq. 2)."""
+    """Trains the adapters of a window, and a classifier's heads with them (Sec. 4.2, 4.3; Eq. 2)."""
     num_layers = work.bundle.manifest.model.num_layers
     end = task.first_layer + task.window_size - 1
     if task.window_size < 1 or end >= num_layers:
         raise BundleError(f"The window {task.first_layer} to {end} is not within the bundle's {num_layers} layers.")
     final = end == num_layers - 1
-    names = window_parameters(task.first_layer, task.window_size, num_layers)
+    objective = objective_of(work.bundle, work.data)
+    names = objective.trained(task.first_layer, task.window_size)
     steps = work.steps(task.local_epochs)
     kept = work.kept_up_to(task.first_layer)
     with closing(Chain(work.bundle, work.state, work.data, work.journal, kept, None, work.checkpoint)) as chain:
@@ -112,21 +107,23 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
             for shard in shards:
                 mapped.enter_context(shard)
             output = mapped.enter_context(work.bundle.output())
-            constant = output | _window_constants(work, task, shards, end, final)
+            constant = output | objective.constants(task, work.state, mapped)
+            constant |= auxiliary_adapters(work.state, end, task.window_size, num_layers) | _layers(shards)
+            constant |= scalars(
+                adapter_lr=task.adapter_lr, global_loss_weight=0.0 if final else task.global_loss_weight
+            )
             trained, measured = run_steps(
                 "window",
                 program,
                 {source: take(work.state, target) for source, target in names.items()},
                 steps,
                 constant,
-                lambda rows: _window_batch(work, hidden, buffer, rows),
+                lambda rows: _window_batch(work, hidden, buffer, rows) | objective.targets(rows),
                 _WINDOW_MEASURES,
                 work.journal,
                 work.checkpoint,
             )
             constant.clear()
-    if final or task.final_head_lr == 0:
-        names = {source: target for source, target in names.items() if ".final_head." not in source}
     loss, local_loss, global_loss, correct = (sum(values) for values in zip(*measured, strict=True))
     return UpdateOutcome(
         num_examples=len(work.data),
@@ -134,8 +131,8 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
         loss=loss / len(steps),
         local_loss=local_loss / len(steps),
         global_loss=global_loss / len(steps),
-        accuracy=correct / (len(work.data) * task.local_epochs),
-        tensors_sha256=_write(work, changes(trained, work.state, names)),
+        accuracy=correct / sum(objective.num_targets(rows) for rows in steps),
+        tensors_sha256=_write(work, changes(trained, work.state, objective.changed(task, names))),
     )
 
 
@@ -158,7 +155,7 @@ def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
                     program,
                     {name: feed.pop(name) for name in ("head.weight", "head.bias")},
                     steps,
-                    feed | _scalars(head_lr=task.head_lr),
+                    feed | scalars(head_lr=task.head_lr),
                     partial(_head_batch, work, file.layer(index)),
                     _HEAD_MEASURES,
                     work.journal,
@@ -180,32 +177,39 @@ def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
 
 
 def evaluate(work: Work) -> EvaluationOutcome:
-    """Classifies the data with the final head on top of all layers and counts."""
+    """Predicts with the final head on top of all layers, every label or every target token, and counts."""
     num_layers = work.bundle.manifest.model.num_layers
     kept = work.kept_up_to(num_layers)
+    objective = objective_of(work.bundle, work.data)
     with closing(Chain(work.bundle, work.state, work.data, work.journal, kept, None, work.checkpoint)) as chain:
         chain.advance_to(num_layers)
         hidden = chain.view(num_layers)
         scored = work.journal.find("score")
-        with work.bundle.program("score") as program, work.bundle.output() as output:
-            feed = output | head_feed(work.state, num_layers - 1)
+        with ExitStack() as mapped, work.bundle.program("score") as program:
+            feed = mapped.enter_context(work.bundle.output()) | objective.scoring(work.state, mapped)
             for batch in range(len(scored), work.data.num_batches):
                 rows = work.data.stored_batch(batch)
-                num_real = min(len(rows), len(work.data) - rows[0])
+                real = rows[: min(len(rows), len(work.data) - rows[0])]
                 inputs = feed | {"h": hidden.batch(batch), "mask": work.data.mask[rows]}
-                inputs |= work.labelled(rows[:num_real], 1.0)
-                outputs = program.run(inputs, clone_outputs=False)
-                values = [outputs["loss_sum"].item(), outputs["correct"].item()]
-                if not all(math.isfinite(value) for value in values):
-                    raise NotFiniteError("The loss over held-out examples is not finite; the model has diverged.")
-                work.journal.append({"score": values})
-                scored.append(values)
+                scored.append(_score(program, inputs, objective.scored(real)))
+                work.journal.append({"score": scored[-1]})
                 work.checkpoint("")
-    return EvaluationOutcome(
-        num_examples=len(work.data),
-        num_correct=round(sum(correct for _, correct in scored)),
-        loss_sum=sum(loss for loss, _ in scored),
-    )
+            feed.clear()
+    loss, correct, count = (sum(values) for values in zip(*scored, strict=True))
+    return EvaluationOutcome(num_examples=round(count), num_correct=round(correct), loss_sum=loss)
+
+
+def _score(program: Program, inputs: Named, targets: Iterable[Named]) -> list[float]:
+    """Loss, correct predictions and predictions of a batch."""
+    loss = correct = count = 0.0
+    for some in targets:
+        outputs = program.run({**inputs, **some}, clone_outputs=False)
+        loss += outputs["loss_sum"].item()
+        correct += outputs["correct"].item()
+        count += float(some["target_weights" if "target_weights" in some else "sample_weights"].sum())
+    if not (math.isfinite(loss) and math.isfinite(correct)):
+        raise NotFiniteError("The loss over held-out examples is not finite; the model has diverged.")
+    return [loss, correct, count]
 
 
 def _pool_layers(work: Work, layers: Sequence[int], file: FeatureFile) -> None:
@@ -223,26 +227,13 @@ def _pool_layers(work: Work, layers: Sequence[int], file: FeatureFile) -> None:
     trim()
 
 
-def _window_constants(
-    work: Work, task: pb.TrainTask, shards: Sequence[Shard], end: int, final: bool
-) -> dict[str, torch.Tensor]:
-    """The inputs of a window's program that are the same in every step."""
-    num_layers = work.bundle.manifest.model.num_layers
-    constant = {
+def _layers(shards: Sequence[Shard]) -> dict[str, torch.Tensor]:
+    """The frozen weights of a window's layers."""
+    return {
         f"window.{index}.layer.{name}": tensor
         for index, shard in enumerate(shards)
         for name, tensor in shard.tensors.items()
     }
-    last_layer = task.global_branch_statistics == pb.GLOBAL_BRANCH_STATISTICS_LAST_LAYER
-    constant |= auxiliary_adapters(work.state, end, task.window_size, num_layers)
-    constant |= statistics_feed(work.state, end, "local_")
-    constant |= statistics_feed(work.state, num_layers - 1 if last_layer else end, "final_")
-    return constant | _scalars(
-        adapter_lr=task.adapter_lr,
-        head_lr=task.head_lr,
-        final_head_lr=0.0 if final else task.final_head_lr,
-        global_loss_weight=0.0 if final else task.global_loss_weight,
-    )
 
 
 def _window_batch(work: Work, hidden: HiddenView, buffer: torch.Tensor, rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -250,17 +241,13 @@ def _window_batch(work: Work, hidden: HiddenView, buffer: torch.Tensor, rows: Se
     for place, row in enumerate(padded):
         buffer[place].copy_(hidden.row(row))
     hidden.file.release()
-    return {"h": buffer, "mask": work.data.mask[padded]} | work.labelled(rows, 1.0 / len(rows))
+    return {"h": buffer, "mask": work.data.mask[padded]}
 
 
 def _head_batch(work: Work, features: torch.Tensor, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-    padded = pad(rows, work.bundle.manifest.shapes.batch_size)
-    return {"features": features[padded]} | work.labelled(rows, 1.0 / len(rows))
+    manifest = work.bundle.manifest
+    return {"features": features[pad(rows, manifest.shapes.batch_size)]} | Classifier(manifest, work.data).targets(rows)
 
 
 def _write(work: Work, tensors: Mapping[str, torch.Tensor]) -> str:
     return write_tensors(work.journal, {name: tensor.numpy() for name, tensor in tensors.items()})
-
-
-def _scalars(**values: float) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}

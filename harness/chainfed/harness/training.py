@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from chainfed.core.errors import NotFiniteError
-from chainfed.core.tensors import adapter_names, head_names
+from chainfed.core.tensors import adapter_names
 from chainfed.harness.chain import Checkpoint
 from chainfed.harness.journal import Journal
 from chainfed.harness.slots import StateSlots
@@ -51,22 +51,6 @@ def run_steps(
     trained = {name: tensor.clone() for name, tensor in slots.generation(len(steps)).items()}
     slots.close()
     return trained, done
-
-
-def window_parameters(first_layer: int, window_size: int, num_layers: int) -> dict[str, str]:
-    """The trainable inputs of a window's program and the tensors of the model state that they are.
-
-    In the final stage, whose window ends at the last layer, the final head stands at both places.
-    """
-    end = first_layer + window_size - 1
-    names: dict[str, str] = {}
-    for index in range(window_size):
-        down, up = adapter_names(first_layer + index)
-        names |= {f"trainable.window.{index}.down": down, f"trainable.window.{index}.up": up}
-    for prefix, layer in (("trainable.local_head", end), ("trainable.final_head", num_layers - 1)):
-        weight, bias = head_names(layer)
-        names |= {f"{prefix}.weight": weight, f"{prefix}.bias": bias}
-    return names
 
 
 def auxiliary_adapters(state: Named, end: int, window_size: int, num_layers: int) -> dict[str, torch.Tensor]:

@@ -46,6 +46,21 @@ def output_feed(manifest: Manifest, path: Callable[[str], Path]) -> Iterator[dic
         feed.clear()
 
 
+@contextmanager
+def language_head_feed(manifest: Manifest, path: Callable[[str], Path]) -> Iterator[dict[str, torch.Tensor]]:
+    """A language model's head as the input `lm_head.weight`, mapped while the context is open.
+
+    `path`: where a file of the bundle lies. Raises BundleError when the bundle has no such head.
+    """
+    place = manifest.model.language_head
+    if place is None:
+        raise BundleError("The bundle says not where its language-model head lies; export it again.")
+    with Shard(path(place.file)) as shard:
+        feed = {"lm_head.weight": take(shard.tensors, place.tensor)}
+        yield feed
+        feed.clear()
+
+
 def head_feed(state: Named, layer: int) -> dict[str, torch.Tensor]:
     """The head at `layer` and the statistics that standardise its features, for the programs `head` and `score`."""
     weight, bias = head_names(layer)

@@ -1,4 +1,4 @@
-"""A pass of the whole model over labelled texts in this process, layer by layer as on a device."""
+"""Classifying labelled texts with the whole model in this process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from chainfed.core.errors import BundleError, NotFiniteError
+from chainfed.core.errors import NotFiniteError
 from chainfed.core.examples import Example
-from chainfed.core.manifest import EMBEDDINGS_FILE, TOKENIZER_FILE, Bundle, layer_file
+from chainfed.core.manifest import TOKENIZER_FILE, Bundle
 from chainfed.core.tensors import FloatArray
-from chainfed.runtime.feeds import Named, block_feed, embedding_feed, head_feed, output_feed
-from chainfed.runtime.program import Program
-from chainfed.runtime.shards import Shard
+from chainfed.runtime.feeds import Named, head_feed, output_feed
 from chainfed.runtime.tokenization import Tokenizer
+from chainfed.runtime.whole_model import last_hidden_states, load_program, rows_at_a_time
 
 Progress = Callable[[int, int], None]
-
-_CHUNK_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def predict(
     tensors = {name: torch.as_tensor(tensor) for name, tensor in state.items()}
     shapes, model = bundle.manifest.shapes, bundle.manifest.model
     tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), bundle.manifest.tokenizer.pad_token_id, shapes.seq_len)
-    batch_bytes = shapes.batch_size * shapes.seq_len * model.hidden_size * 4
-    chunk_rows = max(1, _CHUNK_BYTES // batch_bytes) * shapes.batch_size
+    chunk_rows = rows_at_a_time(bundle)
     starts = range(0, len(examples), chunk_rows)
     parts: list[Prediction] = []
     for number, start in enumerate(starts):
@@ -84,22 +80,8 @@ def _predict_chunk(
     labels = torch.split(torch.tensor([examples[row].label for row in rows], dtype=torch.int64), size)
     weights = torch.split(torch.tensor([1.0] * len(examples) + [0.0] * (padded - len(examples))), size)
 
-    with _program(bundle, "embed") as embed, Shard(bundle.path(EMBEDDINGS_FILE)) as shard:
-        feed = embedding_feed(shard)
-        hidden = [
-            embed.run({"input_ids": row_ids, "mask": mask} | feed)["h"]
-            for row_ids, mask in zip(ids, masks, strict=True)
-        ]
-        feed.clear()
-    with _program(bundle, "block") as block:
-        for layer in range(bundle.manifest.model.num_layers):
-            with Shard(bundle.path(layer_file(layer))) as shard:
-                feed = block_feed(shard, state, layer)
-                for h, mask in zip(hidden, masks, strict=True):
-                    h.copy_(block.run({"h": h, "mask": mask} | feed, clone_outputs=False)["h"])
-                feed.clear()
-            advance(layer + 1)
-    with _program(bundle, "score") as score, output_feed(bundle.manifest, bundle.path) as output:
+    hidden = last_hidden_states(bundle, state, ids, masks, advance)
+    with load_program(bundle, "score") as score, output_feed(bundle.manifest, bundle.path) as output:
         feed = output | head_feed(state, bundle.manifest.model.num_layers - 1)
         results = [
             score.run({"h": h, "mask": mask, "labels": label, "sample_weights": weight} | feed)
@@ -112,10 +94,3 @@ def _predict_chunk(
         loss_sum=sum(result["loss_sum"].item() for result in results),
         logits=logits.numpy(),
     )
-
-
-def _program(bundle: Bundle, name: str) -> Program:
-    entry = bundle.manifest.programs.get(name)
-    if entry is None:
-        raise BundleError(f"The bundle has no program {name!r}; export it again.")
-    return Program(bundle.path(entry.file), entry)

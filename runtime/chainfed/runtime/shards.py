@@ -11,7 +11,8 @@ from types import TracebackType
 import torch
 
 from chainfed.core.errors import BundleError
-from chainfed.core.tensors import TensorRange, read_layout
+from chainfed.core.tensor_layout import TensorRange
+from chainfed.core.tensors import read_layout
 
 # XNNPACK's kernels may read this far past a tensor's end; past the end of a mapping that would kill the process.
 GUARD_BYTES = 128
@@ -77,6 +78,6 @@ def _view(mapped: mmap.mmap, place: TensorRange, mapped_bytes: int, what: str) -
         return torch.empty(place.shape, dtype=dtype)
     flat = torch.frombuffer(mapped, dtype=dtype, count=place.nbytes // dtype.itemsize, offset=place.offset)
     tensor = flat.view(place.shape)
-    if place.offset + place.nbytes + GUARD_BYTES > mapped_bytes:
+    if place.offset + place.nbytes + GUARD_BYTES > mapped_bytes or place.offset % dtype.itemsize:
         return tensor.clone()
     return tensor

@@ -27,18 +27,25 @@ class TokenBatch:
     mask: torch.Tensor
 
 
+def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """`tokenizer.json` without cutting or padding. Raises BundleError when `path` is absent or holds no tokenizer."""
+    if not path.is_file():
+        raise BundleError(f"{path} does not exist; fetch or export the bundle again.")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises nothing more specific.
+        raise BundleError(f"{path} is no readable tokenizer ({error}); export the bundle again.") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 class Tokenizer:
     """`tokenizer.json` for one sequence length. Every row of its output has at least one token."""
 
     def __init__(self, path: Path, pad_token_id: int, seq_len: int) -> None:
         """Raises BundleError when `path` is absent or holds no tokenizer."""
-        if not path.is_file():
-            raise BundleError(f"{path} does not exist; fetch or export the bundle again.")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # The library raises nothing more specific.
-            raise BundleError(f"{path} is no readable tokenizer ({error}); export the bundle again.") from error
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(path)
         self._tokenizer.enable_truncation(max_length=seq_len)
         self._pad_token_id = pad_token_id
         self._seq_len = seq_len

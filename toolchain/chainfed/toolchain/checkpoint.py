@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
 import tokenizers
-import torch
 import transformers
 
 from chainfed.core.errors import ModelError
 from chainfed.core.manifest import CONFIG_FILE, TOKENIZER_FILE
-from chainfed.core.tensors import Tensors
+from chainfed.toolchain.chat_format import TEMPLATE_FILE
+from chainfed.toolchain.checkpoint_weights import WEIGHTS_INDEX_FILE, CheckpointWeights, LazyTensors
 from chainfed.toolchain.families import (
     Family,
     MissingWeightError,
@@ -25,14 +23,11 @@ from chainfed.toolchain.families import (
     supported_model_types,
 )
 
-WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.txt"
 
-_HUB_PATTERNS = [CONFIG_FILE, "model*.safetensors", WEIGHTS_INDEX_FILE, "*token*.json", VOCABULARY_FILE]
+_HUB_PATTERNS = [CONFIG_FILE, "model*.safetensors", WEIGHTS_INDEX_FILE, "*token*.json", VOCABULARY_FILE, TEMPLATE_FILE]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _PRIVATE_SETTINGS = ("_name_or_path", "name_or_path", "transformers_version")
 
 
@@ -44,34 +39,64 @@ class Checkpoint:
         self.folder = folder
         self.config = _read_config(folder)
         self.family = family_of(folder, self.config)
-        self._files = _weight_files(folder)
+        self._weights = CheckpointWeights(folder)
 
-    def embeddings(self) -> Tensors:
+    def embeddings(self) -> LazyTensors:
         """The embedding tensors by the family's local names, float32.
 
         Raises ModelError when one is missing or misshapen.
         """
-        return self._read(self._keys("embeddings"), self.family.embedding_shapes)
+        return self._weights.select(self._keys("embeddings"), self.family.embedding_shapes)
 
-    def layer(self, index: int) -> Tensors:
+    def layer(self, index: int) -> LazyTensors:
         """The tensors of one layer by the family's local names, float32.
 
         Raises ModelError when one is missing or misshapen.
         """
         constants = {name: tensor.numpy() for name, tensor in self.family.layer_constants(index).items()}
-        return constants | self._read(self._keys(index), self.family.layer_shapes)
+        return self._weights.select(self._keys(index), self.family.layer_shapes).beside(constants)
 
-    def output(self) -> Tensors:
+    def output(self) -> LazyTensors:
         """What stands between the last layer and a head, by the family's local names, float32; often nothing.
 
         Raises ModelError when a tensor is missing or misshapen.
         """
-        return self._read(self._keys("output"), self.family.output_shapes)
+        return self._weights.select(self._keys("output"), self.family.output_shapes)
 
-    def check_weights(self) -> None:
-        """Raises ModelError unless every tensor that the family needs is there; reads none of them."""
-        for part in ("embeddings", *range(self.family.num_layers), "output"):
-            self._keys(part)
+    def language_head(self) -> tuple[str, LazyTensors | None]:
+        """The name of a language model's head (V, D) among the embeddings, or else its own name and its tensor.
+
+        Raises ModelError when it is missing or misshapen.
+        """
+        key = self._language_head_key()
+        tied = [name for name, embedding in self._keys("embeddings").items() if embedding == key]
+        if tied:
+            return tied[0], None
+        shape = (self.family.vocab_size, self.family.hidden_size)
+        return "weight", self._weights.select({"weight": key}, {"weight": shape})
+
+    def check_weights(self, language_model: bool) -> None:
+        """Raises ModelError unless every tensor that the family needs is there, in its shape; reads none of them."""
+        self.embeddings()
+        self.output()
+        for index in range(self.family.num_layers):
+            self.layer(index)
+        if language_model:
+            self.language_head()
+
+    def _language_head_key(self) -> str:
+        try:
+            return self.family.language_head_key(self._weights.keys)
+        except MissingWeightError as error:
+            raise ModelError(
+                f"{self.folder} has no language-model head ({error}); give a folder that was saved from a "
+                "...ForCausalLM model."
+            ) from error
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder brings a tokenizer."""
+        return any((self.folder / name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The fast tokenizer, from `tokenizer.json` or else built from the vocabulary.
@@ -102,48 +127,36 @@ class Checkpoint:
             )
         return tokenizer
 
-    def pad_token_id(self, tokenizer: tokenizers.Tokenizer) -> int:
+    def pad_token_id(self, tokenizer: tokenizers.Tokenizer | None) -> int:
         """What fills a short row: the model's padding token, else a usual one, else id 0."""
         configured = self.config.get("pad_token_id")
         if isinstance(configured, int) and 0 <= configured < self.family.vocab_size:
             return configured
+        if tokenizer is None:
+            return 0
         usual = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         return next((token_id for token_id in usual if token_id is not None), 0)
 
     def special_tokens(self) -> dict[str, str]:
         """The special tokens in `tokenizer_config.json`, such as "mask_token": "[MASK]"; none without it."""
-        path = self.folder / TOKENIZER_CONFIG_FILE
-        settings = _read_json_object(path) if path.is_file() else {}
+        settings = self.tokenizer_settings()
         tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
         return {name: token for name, token in tokens.items() if token}
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` says; nothing without it."""
+        path = self.folder / TOKENIZER_CONFIG_FILE
+        return _read_json_object(path) if path.is_file() else {}
 
     def _keys(self, part: str | int) -> dict[str, str]:
         """Local name -> key of the embeddings, of a layer by its index, or of the output."""
         try:
             if isinstance(part, int):
-                return self.family.layer_keys(part, self._files.keys())
+                return self.family.layer_keys(part, self._weights.keys)
             find = self.family.embedding_keys if part == "embeddings" else self.family.output_keys
-            return find(self._files.keys())
+            return find(self._weights.keys)
         except MissingWeightError as error:
             raise ModelError(f"{self.folder} is incomplete: {error}; download or save the model again.") from error
-
-    def _read(self, keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        result: Tensors = {}
-        for name, key in keys.items():
-            tensor = self._read_tensor(key)
-            if tuple(tensor.shape) != tuple(shapes[name]):
-                raise ModelError(
-                    f"{self._files[key]}: tensor {key} has shape {list(tensor.shape)}, but {CONFIG_FILE} "
-                    f"says "
-                    f"{list(shapes[name])}; the folder mixes two models."
-                )
-            result[name] = np.ascontiguousarray(tensor.to(torch.float32).numpy())
-        return result
-
-    def _read_tensor(self, key: str) -> torch.Tensor:
-        with _open_weights(self._files[key]) as file:
-            tensor: torch.Tensor = file.get_tensor(key)
-            return tensor
 
 
 def locate_model(model: str) -> Path:
@@ -163,12 +176,22 @@ def locate_model(model: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=_HUB_PATTERNS))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # its own errors, and those of the HTTP client that it happens to use
         raise ModelError(
-            f"{model} is no folder here and could not be fetched from the Hugging Face hub ({reason}); "
+            f"{model} is no folder here and could not be fetched from the Hugging Face hub ({_hub_reason(error)}); "
             "check the name, or download the model and give its folder."
         ) from error
+
+
+def _hub_reason(error: Exception) -> str:
+    """What kept a model from being fetched, on one line."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner asks you to accept terms and to log in first"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model, or it is private"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def without_private_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +220,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not readable JSON ({error}); download or save the model again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is no JSON object; download or save the model again.")
@@ -212,9 +235,15 @@ def family_of(folder: Path, config: Mapping[str, Any]) -> Family:
             f"supported are: {', '.join(supported_model_types())}."
         )
     try:
-        return family_for(parse_model_config(config))
-    except (UnsupportedModelError, ValueError, TypeError) as error:
+        family = family_for(parse_model_config(config))
+        if family.num_layers < 1:
+            raise UnsupportedModelError("it has no layers")
+        return family
+    except UnsupportedModelError as error:
         raise ModelError(f"{folder / CONFIG_FILE} describes a model that ChainFed cannot export: {error}.") from error
+    except Exception as error:  # transformers and torch raise whatever they stumble over in a damaged configuration
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{folder / CONFIG_FILE} describes a model that ChainFed cannot export: {reason}.") from error
 
 
 def parse_model_config(config: Mapping[str, Any]) -> Any:
@@ -224,42 +253,3 @@ def parse_model_config(config: Mapping[str, Any]) -> Any:
     """
     settings = {name: value for name, value in config.items() if name != "model_type"}
     return transformers.AutoConfig.for_model(config["model_type"], **settings)
-
-
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Key -> file of every tensor of the checkpoint, from the files' headers."""
-    index = folder / WEIGHTS_INDEX_FILE
-    if index.is_file():
-        mapping = _read_json_object(index).get("weight_map")
-        if not isinstance(mapping, dict):
-            raise ModelError(f"{index} has no `weight_map`; download or save the model again.")
-        files = sorted({folder / Path(str(name)).name for name in mapping.values()})
-    else:
-        files = [folder / WEIGHTS_FILE]
-    keys: dict[str, Path] = {}
-    for file in files:
-        if not file.is_file():
-            raise _missing_weights(folder, file)
-        with _open_weights(file) as opened:
-            keys |= dict.fromkeys(opened.keys(), file)
-    return keys
-
-
-def _open_weights(file: Path) -> Any:
-    try:
-        return safetensors.safe_open(str(file), framework="pt")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(
-            f"{file} is truncated or no safetensors file ({error}); download or save the model again."
-        ) from error
-
-
-def _missing_weights(folder: Path, file: Path) -> ModelError:
-    pickles = sorted(found.name for pattern in _PICKLES for found in folder.glob(pattern))
-    if pickles:
-        return ModelError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is read, "
-            f"so ChainFed does not; "
-            "save the model again with model.save_pretrained, which writes safetensors."
-        )
-    return ModelError(f"{folder} has no {file.name}; give a folder with the model's weights as safetensors.")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from chainfed.core.manifest import (
     ADAPTERS_FILE,
     CONFIG_FILE,
     EMBEDDINGS_FILE,
     FORMAT_VERSION,
+    LANGUAGE_HEAD_FILE,
     MANIFEST_FILE,
     OUTPUT_FILE,
     TOKENIZER_FILE,
     Adapter,
     Bundle,
+    Chat,
+    LanguageHead,
     Manifest,
     MemoryPlan,
     ModelFacts,
@@ -27,15 +31,18 @@ from chainfed.core.manifest import (
     layer_file,
     window_program,
 )
-from chainfed.core.tensors import Tensors, encode
+from chainfed.core.tensors import encode
+from chainfed.toolchain.chat_format import chat_of_template, plain_chat, read_template, read_template_file
 from chainfed.toolchain.checkpoint import (
     TOKENIZER_CONFIG_FILE,
     Checkpoint,
     locate_model,
     without_private_settings,
 )
+from chainfed.toolchain.checkpoint_weights import LazyTensors
 from chainfed.toolchain.export_settings import (
     MAX_GRAD_NORM,
+    PLAIN,
     ExportSettings,
     program_settings,
     training_defaults,
@@ -46,8 +53,8 @@ from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
-from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
-from chainfed.toolchain.steps import ProgramSettings
+from chainfed.toolchain.programs import ProgramSettings
+from chainfed.toolchain.safetensors_file import write_tensors
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done next, how many steps are done, and how many there are."""
@@ -57,7 +64,7 @@ def export_bundle(settings: ExportSettings, on_progress: Progress | None = None)
     """Writes the bundle of a model and returns it.
 
     Equal settings and an equal model give equal bytes, but for the measured part of the memory plan, which is
-    measured once and then comes from the cache. Weights are read and written one layer at a time.
+    measured once and then comes from the cache. Weights are read and written one tensor at a time.
 
     Args:
         settings: what to export, in which shapes, to where.
@@ -71,7 +78,7 @@ def export_bundle(settings: ExportSettings, on_progress: Progress | None = None)
         _report(on_progress, "reading the model", 0, 1)
         checkpoint = Checkpoint(locate_model(settings.model))
         programs = program_settings(settings, checkpoint.family)
-        checkpoint.check_weights()
+        checkpoint.check_weights(settings.task == "language_modelling")
         manifest = _Export(settings, checkpoint, programs, folder, on_progress).run()
         folder.path(MANIFEST_FILE).write_bytes(manifest.to_json())
         folder.commit()
@@ -102,11 +109,13 @@ class _Export:
     def run(self) -> Manifest:
         """Writes every file but the manifest, which it returns."""
         pad_token_id = self._write_tokenizer()
+        chat = self._chat()
         self._write_weights()
+        head = self._write_language_head()
         self._writer.write(self._next)
         peaks = self._writer.measure(self._next)
         self._next("manifest")
-        return self._manifest(pad_token_id, peaks)
+        return self._manifest(pad_token_id, chat, head, peaks)
 
     def _next(self, step: str) -> None:
         _report(self._on_progress, step, self._done, self._total)
@@ -114,6 +123,9 @@ class _Export:
 
     def _write_tokenizer(self) -> int:
         checkpoint = self._checkpoint
+        self._folder.write(CONFIG_FILE, _json_bytes(without_private_settings(checkpoint.config)))
+        if self._is_language_model and not checkpoint.has_tokenizer:
+            return checkpoint.pad_token_id(None)
         tokenizer = checkpoint.tokenizer()
         pad_token_id = checkpoint.pad_token_id(tokenizer)
         pad_token = tokenizer.id_to_token(pad_token_id) or ""
@@ -122,8 +134,25 @@ class _Export:
         special_tokens = checkpoint.special_tokens() | ({"pad_token": pad_token} if pad_token else {})
         self._folder.write(TOKENIZER_FILE, tokenizer.to_str(pretty=False).encode())
         self._folder.write(TOKENIZER_CONFIG_FILE, _json_bytes(special_tokens))
-        self._folder.write(CONFIG_FILE, _json_bytes(without_private_settings(checkpoint.config)))
         return pad_token_id
+
+    @property
+    def _is_language_model(self) -> bool:
+        return self._settings.task == "language_modelling"
+
+    def _chat(self) -> Chat | None:
+        """How a language model with a tokenizer reads conversations."""
+        if not self._is_language_model or not self._checkpoint.has_tokenizer:
+            return None
+        checkpoint, given = self._checkpoint, self._settings.chat_template
+        special_tokens = checkpoint.special_tokens()
+        if given is None:
+            template = read_template(checkpoint.folder, checkpoint.tokenizer_settings())
+        else:
+            template = None if given == PLAIN else read_template_file(Path(given))
+        if template is None:
+            return plain_chat(special_tokens.get("eos_token", ""))
+        return chat_of_template(template, special_tokens, str(checkpoint.folder) if given is None else given)
 
     def _write_weights(self) -> None:
         self._next("weights of the embeddings")
@@ -133,6 +162,19 @@ class _Export:
             self._write_shard(layer_file(layer), self._checkpoint.layer(layer))
         if self._family.output_shapes:
             self._write_shard(OUTPUT_FILE, self._checkpoint.output())
+        self._write_state()
+
+    def _write_language_head(self) -> LanguageHead | None:
+        """A language model's head as a shard of its own, unless it is the embeddings."""
+        if not self._is_language_model:
+            return None
+        name, own = self._checkpoint.language_head()
+        if own is None:
+            return LanguageHead(file=EMBEDDINGS_FILE, tensor=name)
+        self._write_shard(LANGUAGE_HEAD_FILE, own)
+        return LanguageHead(file=LANGUAGE_HEAD_FILE, tensor=name)
+
+    def _write_state(self) -> None:
         state = initial_state(
             self._family.num_layers,
             self._family.hidden_size,
@@ -142,21 +184,23 @@ class _Export:
         )
         self._folder.write(ADAPTERS_FILE, encode(state))
 
-    def _write_shard(self, name: str, tensors: Tensors) -> None:
-        sources = {key: TensorSource.of_array(tensor) for key, tensor in tensors.items()}
-        write_tensors(self._folder.path(name), sources, {})
+    def _write_shard(self, name: str, tensors: LazyTensors) -> None:
+        write_tensors(self._folder.path(name), tensors.sources(), {})
         self._folder.add(name)
 
-    def _manifest(self, pad_token_id: int, peaks: Mapping[str, int]) -> Manifest:
+    def _manifest(
+        self, pad_token_id: int, chat: Chat | None, head: LanguageHead | None, peaks: Mapping[str, int]
+    ) -> Manifest:
         entries = self._writer.entries
         plans = {name: plan_memory(name, entries[name], peak) for name, peak in peaks.items()}
         optimizer = self._programs.optimizer
+        prefix = larger_plan(plans["embed"], plans["block"])
         return Manifest(
             format="chainfed-bundle",
             format_version=FORMAT_VERSION,
             created_by=package_versions("chainfed", "executorch", "torch", "transformers"),
-            model=_model_facts(self._checkpoint),
-            task=Task(kind="classification", labels=self._settings.labels, pooling=self._programs.pooling),
+            model=_model_facts(self._checkpoint, head),
+            task=self._task(chat),
             tokenizer=Tokenizer(pad_token_id=pad_token_id),
             shapes=Shapes(batch_size=self._programs.batch_size, seq_len=self._programs.seq_len),
             adapter=Adapter(bottleneck=self._programs.adapter_dim),
@@ -168,18 +212,28 @@ class _Export:
                 weight_decay=optimizer.weight_decay,
                 max_grad_norm=MAX_GRAD_NORM,
             ),
-            defaults=training_defaults(self._settings.optimizer),
+            defaults=training_defaults(self._settings.optimizer, self._settings.task),
             programs=_sorted_entries(entries),
             windows=self._window_plans(plans),
-            prefix=plan_beside(larger_plan(plans["embed"], plans["block"]), plans["pool"]),
+            prefix=plan_beside(prefix, plans["pool"]) if "pool" in plans else prefix,
             files=dict(sorted(self._folder.files.items())),
+        )
+
+    def _task(self, chat: Chat | None) -> Task:
+        if not self._is_language_model:
+            return Task(kind="classification", labels=self._settings.labels, pooling=self._programs.pooling)
+        return Task(
+            kind="language_modelling",
+            max_target_tokens=self._programs.max_target_tokens,
+            packing=self._settings.packing,
+            chat=chat,
         )
 
     def _window_plans(self, plans: Mapping[str, MemoryPlan]) -> dict[int, MemoryPlan]:
         return {size: plans[window_program(size)] for size in self._programs.windows}
 
 
-def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
+def _model_facts(checkpoint: Checkpoint, head: LanguageHead | None) -> ModelFacts:
     family = checkpoint.family
     embedding = sum(math.prod(shape) for shape in family.embedding_shapes.values())
     layer = sum(math.prod(shape) for shape in family.layer_shapes.values())
@@ -188,11 +242,16 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
         num_layers=family.num_layers,
         hidden_size=family.hidden_size,
         vocab_size=family.vocab_size,
-        num_parameters=embedding + layer * family.num_layers,
+        num_parameters=embedding + layer * family.num_layers + _untied_parameters(family, head),
         embedding_tensors=tuple(family.embedding_shapes),
         layer_tensors=tuple(family.layer_shapes),
         output_tensors=tuple(family.output_shapes),
+        language_head=head,
     )
+
+
+def _untied_parameters(family: Family, head: LanguageHead | None) -> int:
+    return family.vocab_size * family.hidden_size if head is not None and head.file != EMBEDDINGS_FILE else 0
 
 
 def _sorted_entries(entries: Mapping[str, ProgramEntry]) -> dict[str, ProgramEntry]:

@@ -13,12 +13,15 @@ from chainfed.core.manifest import TrainingDefaults
 from chainfed.toolchain.families import Family
 from chainfed.toolchain.families.base import Pooling
 from chainfed.toolchain.optimizers import OptimizerSettings
-from chainfed.toolchain.steps import ProgramSettings
+from chainfed.toolchain.programs import ProgramSettings, TaskKind
 
 OptimizerName = Literal["sgd", "adamw"]
 
 MAX_GRAD_NORM = 1.0
 """Bound on the norm of a step's gradients, with every optimiser."""
+
+PLAIN = "plain"
+"""The chat template that is none: headings before question and answer."""
 
 _USUAL_WINDOWS = (1, 2, 3)
 
@@ -29,15 +32,20 @@ class ExportSettings:
 
     Attributes:
         model: a Hugging Face model folder, or a model's name on the hub.
-        labels: names of the labels, at least two.
+        labels: names of a classifier's labels, at least two; none for a language model.
         out: the folder to write.
+        task: what is learnt.
         seq_len: tokens in a row; longer texts are cut.
         batch_size: rows in a batch.
         adapter_dim: bottleneck of the adapters (Eq. 1).
         windows: window sizes to make a training program for (Q in the paper); None for those of 1, 2, 3 that
             fit.
         optimizer: the rule inside the training programs.
-        pooling: how tokens become features; None for what suits the model.
+        pooling: how tokens become a classifier's features; None for what suits the model.
+        max_target_tokens: positions of a batch that go through a language model's head; None for all of them.
+        packing: whether several texts for a language model share a row.
+        chat_template: how a language model reads conversations: None for the tokenizer's own template, "plain" for
+            headings, or a file with a Jinja template.
         seed: of the initial adapters and heads.
         force: replace a bundle that lies at `out`.
     """
@@ -45,12 +53,16 @@ class ExportSettings:
     model: str
     labels: tuple[str, ...]
     out: Path
+    task: TaskKind = "classification"
     seq_len: int = 128
     batch_size: int = 8
     adapter_dim: int = 32
     windows: tuple[int, ...] | None = None
     optimizer: OptimizerName = "adamw"
     pooling: Pooling | None = None
+    max_target_tokens: int | None = None
+    packing: bool = False
+    chat_template: str | None = None
     seed: int = 0
     force: bool = False
 
@@ -103,6 +115,7 @@ def program_settings(settings: ExportSettings, family: Family) -> ProgramSetting
             raise BadInputError(f"{option} {value} is not possible; give 1 or more.")
     if settings.seed < 0:
         raise BadInputError(f"--seed {settings.seed} is not possible; give 0 or more.")
+    _check_task(settings, family)
     return ProgramSettings(
         family=family,
         batch_size=settings.batch_size,
@@ -110,9 +123,46 @@ def program_settings(settings: ExportSettings, family: Family) -> ProgramSetting
         adapter_dim=settings.adapter_dim,
         num_labels=len(settings.labels),
         windows=windows,
+        task=settings.task,
+        max_target_tokens=_max_target_tokens(settings),
         pooling=settings.pooling or family.default_pooling,
         optimizer=optimizer_settings(settings.optimizer),
     )
+
+
+def _check_task(settings: ExportSettings, family: Family) -> None:
+    """Raises ModelError for a model that cannot do the task, and BadInputError for options of another task."""
+    if settings.task == "classification":
+        if not settings.labels:
+            raise BadInputError("--task classification needs --labels; give their number, or a file that names them.")
+        if settings.max_target_tokens is not None or settings.packing or settings.chat_template is not None:
+            raise BadInputError(
+                "--max-target-tokens, --packing and --chat-template are for language models; leave them out, or give "
+                "--task language-modelling."
+            )
+        return
+    if not family.causal:
+        raise ModelError(
+            f"{settings.model} is a {family.config.model_type} model, which attends in both directions and cannot "
+            "predict the next token; give a decoder, or --task classification."
+        )
+    if settings.labels or settings.pooling is not None:
+        raise BadInputError("--labels and --pooling are for --task classification; leave them out.")
+    most = settings.batch_size * (settings.seq_len - 1)
+    if most < 1:
+        raise BadInputError(f"--seq-len {settings.seq_len} leaves nothing to predict; give 2 or more.")
+    if not 1 <= _max_target_tokens(settings) <= most:
+        raise BadInputError(
+            f"--max-target-tokens {settings.max_target_tokens} does not fit: a batch of {settings.batch_size} rows of "
+            f"{settings.seq_len} tokens has 1 to {most} positions to predict from."
+        )
+
+
+def _max_target_tokens(settings: ExportSettings) -> int:
+    if settings.task == "classification":
+        return 0
+    every = settings.batch_size * (settings.seq_len - 1)
+    return every if settings.max_target_tokens is None else settings.max_target_tokens
 
 
 def optimizer_settings(name: OptimizerName) -> OptimizerSettings:
@@ -122,8 +172,11 @@ def optimizer_settings(name: OptimizerName) -> OptimizerSettings:
     return OptimizerSettings(name="adamw", max_grad_norm=MAX_GRAD_NORM)
 
 
-def training_defaults(optimizer: OptimizerName) -> TrainingDefaults:
-    """What a run uses unless told otherwise: the values that were stable in every experiment so far."""
+def training_defaults(optimizer: OptimizerName, task: TaskKind) -> TrainingDefaults:
+    """What a run uses unless told otherwise: the values that were stable in every experiment so far.
+
+    A language model's head is frozen, so there is nothing to warm up.
+    """
     adapter_lr, head_lr = (1e-3, 3e-3) if optimizer == "adamw" else (0.02, 0.1)
     return TrainingDefaults(
         adapter_lr=adapter_lr,
@@ -133,7 +186,7 @@ def training_defaults(optimizer: OptimizerName) -> TrainingDefaults:
         global_branch_statistics="window_end",
         foat_threshold=0.8,
         foat_examples=32,
-        warmup_rounds=2,
+        warmup_rounds=2 if task == "classification" else 0,
         local_epochs=1,
     )
 

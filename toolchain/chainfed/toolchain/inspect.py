@@ -30,6 +30,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
             "hidden_size": model.hidden_size,
             "vocab_size": model.vocab_size,
             "num_parameters": model.num_parameters,
+            "language_head": model.language_head.model_dump() if model.language_head else None,
         },
         "task": manifest.task.model_dump(mode="json"),
         "shapes": manifest.shapes.model_dump(mode="json"),

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
-from executorch.exir.backend.backend_details import CompileSpec
-from executorch.exir.backend.partitioner import DelegationSpec, PartitionResult
-from executorch.exir.passes import MemoryPlanningPass
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from chainfed.toolchain.arena_planning import ArenaPlanning
 from chainfed.toolchain.decompositions import decomposition_table
+from chainfed.toolchain.partitioning import RunPartitioner, graph_modules, restore_order
+from chainfed.toolchain.programs import ProgramDefinition
 from chainfed.toolchain.rewrites import rewrite
-from chainfed.toolchain.steps import ProgramDefinition
 
 
 @dataclass(frozen=True)
@@ -34,23 +30,6 @@ class LoweredProgram:
     name: str
     data: bytes
     arena_bytes: int
-
-
-class _DirectPartitioner(XnnpackPartitioner):  # type: ignore[misc]
-    """Hands XNNPACK every operator it can compute, weights as inputs included, without rewriting them first.
-
-    XNNPACK's own export runs seventeen passes over each delegated piece, to find convolutions, upsampling,
-    batch norms and the like; our graphs have none and come rewritten, and those passes were more than half
-    of the time of an export. The compile spec below is XNNPACK's switch that leaves only one of them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(force_non_static_weights_for_f32_linear=True)
-        self.delegation_spec = DelegationSpec(XnnpackBackend.__name__, [CompileSpec("dqlinear_partitioner", b"")])
-
-    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-        """Skip the parent's warning against ``to_edge``: the graph is core ATen already."""
-        return super(XnnpackPartitioner, self).partition(exported_program)
 
 
 class _Traced(nn.Module):
@@ -81,8 +60,9 @@ def lower(program: ProgramDefinition) -> LoweredProgram:
     config = EdgeCompileConfig(
         preserve_ops=[torch.ops.aten.linear.default], _check_ir_validity=False, _skip_dim_order=True
     )
-    edge = to_edge(exported, compile_config=config).to_backend(_DirectPartitioner())
-    planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True)
-    executable = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+    edge = to_edge(exported, compile_config=config).to_backend(RunPartitioner())
+    for graph_module in graph_modules(edge.exported_program().graph_module):
+        restore_order(graph_module)
+    executable = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=ArenaPlanning()))
     arena_bytes = sum(executable.executorch_program.execution_plan[0].non_const_buffer_sizes)
     return LoweredProgram(program.name, bytes(executable.buffer), int(arena_bytes))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from chainfed.core.manifest import MemoryPlan, ProgramEntry, TensorSpec
 
-WEIGHT_PREFIXES = ("embeddings.", "layer.", "output.", "trainable.")
+WEIGHT_PREFIXES = ("embeddings.", "layer.", "output.", "lm_head.", "trainable.")
 STATE_PREFIX = "state."
 
 _ITEM_BYTES = {"float32": 4, "int64": 8}

@@ -24,13 +24,29 @@ from chainfed.core.manifest import (
     layer_file,
 )
 from chainfed.core.tensors import FloatArray, Tensors, adapter_names, head_names, statistics_names
-from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, family_of, parse_model_config
+from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE, family_of, parse_model_config
+from chainfed.toolchain.checkpoint_weights import WEIGHTS_FILE
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.safetensors_file import TensorSource, sources_of, write_tensors
 
 MODEL_CODE = ("configuration_chainfed.py", "modeling_chainfed.py")
 CARD_FILE = "README.md"
+
+_LANGUAGE_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+A {model_type} language model, fine-tuned with ChainFed.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+print(tokenizer.decode(model.generate(**tokenizer("a text", return_tensors="pt"), max_new_tokens=32)[0]))
+```
+"""
 
 _CARD = """---
 library_name: transformers
@@ -77,11 +93,10 @@ def merge_bundle(
     manifest = bundle.manifest
     base_config = _read_config(bundle)
     files: dict[str, bytes] = {name: _model_code(name) for name in MODEL_CODE}
-    files |= {
-        TOKENIZER_FILE: _tokenizer(bundle),
-        TOKENIZER_CONFIG_FILE: _tokenizer_config(bundle),
-        CARD_FILE: _CARD.format(model_type=base_config["model_type"], labels=manifest.num_labels).encode(),
-    }
+    if manifest.has_tokenizer:
+        files |= {TOKENIZER_FILE: _tokenizer(bundle), TOKENIZER_CONFIG_FILE: _tokenizer_config(bundle)}
+    card = _LANGUAGE_CARD if manifest.is_language_model else _CARD
+    files[CARD_FILE] = card.format(model_type=base_config["model_type"], labels=manifest.num_labels).encode()
     with NewFolder(out, force, MODEL_CODE[0]) as folder:
         total = len(files) + 2
         for done, (name, data) in enumerate(files.items(), 1):
@@ -126,11 +141,21 @@ def _write_weights(bundle: Bundle, base_config: Mapping[str, Any], state: Tensor
     if family.output_shapes:
         shard = sources_of(bundle.path(OUTPUT_FILE))
         sources |= {f"model.{key}": shard[name] for name, key in family.output_keys(keys).items()}
-    weight, bias = classifier_of(state, family.num_layers - 1)
-    sources["classifier.weight"] = TensorSource.of_array(weight)
-    sources["classifier.bias"] = TensorSource.of_array(bias)
+    sources |= _head(bundle, state)
     write_tensors(path, sources, {"format": "pt"})
     return family.layers_path
+
+
+def _head(bundle: Bundle, state: Tensors) -> dict[str, TensorSource]:
+    """The classifier, or a language head that is not the embeddings."""
+    manifest = bundle.manifest
+    if not manifest.is_language_model:
+        weight, bias = classifier_of(state, manifest.model.num_layers - 1)
+        return {"classifier.weight": TensorSource.of_array(weight), "classifier.bias": TensorSource.of_array(bias)}
+    head = manifest.model.language_head
+    if head is None or head.file == EMBEDDINGS_FILE:
+        return {}
+    return {"lm_head.weight": sources_of(bundle.path(head.file))[head.tensor]}
 
 
 def _base_model_keys(base_config: Mapping[str, Any]) -> list[str]:
@@ -140,23 +165,35 @@ def _base_model_keys(base_config: Mapping[str, Any]) -> list[str]:
 
 
 def _merged_config(manifest: Manifest, base_config: Mapping[str, Any], layers_path: str) -> dict[str, Any]:
-    code = "modeling_chainfed.ChainFedForSequenceClassification"
+    purpose = "CausalLM" if manifest.is_language_model else "SequenceClassification"
     return {
-        "architectures": [code.split(".")[1]],
+        "architectures": [f"ChainFedFor{purpose}"],
         "auto_map": {
             "AutoConfig": "configuration_chainfed.ChainFedConfig",
-            "AutoModelForSequenceClassification": code,
+            f"AutoModelFor{purpose}": f"modeling_chainfed.ChainFedFor{purpose}",
         },
         "model_type": "chainfed",
         "base_config": dict(base_config),
         "layers_path": layers_path,
         "adapter_dim": manifest.adapter.bottleneck,
+        "pad_token_id": manifest.tokenizer.pad_token_id,
+        "dtype": "float32",
+        **(_language_settings(base_config) if manifest.is_language_model else _classifier_settings(manifest)),
+    }
+
+
+def _language_settings(base_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation asks the configuration for, beside what the base model's answers."""
+    asked = {name: base_config[name] for name in ("bos_token_id", "eos_token_id") if name in base_config}
+    return asked | {"tie_word_embeddings": bool(base_config.get("tie_word_embeddings", False))}
+
+
+def _classifier_settings(manifest: Manifest) -> dict[str, Any]:
+    return {
         "pooling": manifest.task.pooling,
         "problem_type": "single_label_classification",
         "id2label": {str(number): name for number, name in enumerate(manifest.task.labels)},
         "label2id": {name: number for number, name in enumerate(manifest.task.labels)},
-        "pad_token_id": manifest.tokenizer.pad_token_id,
-        "dtype": "float32",
     }
 
 

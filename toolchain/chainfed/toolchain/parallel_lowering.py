@@ -24,7 +24,8 @@ from chainfed.core.errors import ChainFedError
 from chainfed.toolchain.checkpoint import parse_model_config
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.optimizers import OptimizerSettings
-from chainfed.toolchain.steps import ProgramSettings, build_programs
+from chainfed.toolchain.programs import ProgramSettings
+from chainfed.toolchain.steps import build_programs
 
 _MAX_WORKERS = 4
 """A worker holds most of a gigabyte."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from chainfed.core.manifest import ProgramEntry, TensorSpec
-from chainfed.toolchain import steps
 from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.parallel_lowering import lower_programs
 from chainfed.toolchain.program_cache import ProgramCache, content_key, package_versions, source_digest
-from chainfed.toolchain.steps import ProgramDefinition, ProgramSettings, build_programs
+from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
+from chainfed.toolchain.programs import TensorSpec as ProgramTensor
+from chainfed.toolchain.steps import build_programs
 
 Report = Callable[[str], None]
 """Called with what is done next."""
@@ -20,6 +21,21 @@ Report = Callable[[str], None]
 _LOWERING = ("chainfed.toolchain.lowering", "chainfed.toolchain.steps")
 _MEASURING = ("chainfed.toolchain.memory_probe",)
 _PACKAGES = ("executorch", "torch", "transformers")
+_NOT_IN_PROGRAMS = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "name_or_path",
+    "num_labels",
+    "problem_type",
+    "task_specific_params",
+    "torch_dtype",
+    "transformers_version",
+)
+"""What a model's configuration says about where it came from and what it was last tuned for."""
 
 
 def program_file(name: str) -> str:
@@ -29,18 +45,25 @@ def program_file(name: str) -> str:
 
 def measured_programs(settings: ProgramSettings) -> list[str]:
     """The programs whose memory the manifest's plans are made of."""
-    return ["embed", "block", "pool", *(f"window_q{size}" for size in settings.windows)]
+    prefix = ["embed", "block", "pool"] if settings.task == "classification" else ["embed", "block"]
+    return prefix + [f"window_q{size}" for size in settings.windows]
 
 
 class ProgramWriter:
     """Writes the programs of one bundle and measures them."""
 
-    def __init__(self, settings: ProgramSettings, folder: NewFolder, cache: ProgramCache) -> None:
-        """`folder` gets the files, `cache` what is worth keeping for the next bundle of the same shapes."""
+    def __init__(
+        self, settings: ProgramSettings, folder: NewFolder, cache: ProgramCache, names: Collection[str] | None = None
+    ) -> None:
+        """`folder` gets the files, `cache` what is worth keeping for the next bundle of the same shapes.
+
+        `names`: the programs to write; None for all.
+        """
         self._folder = folder
         self._cache = cache
         self._settings = settings
-        self._definitions = build_programs(settings)
+        definitions = build_programs(settings)
+        self._definitions = {name: definitions[name] for name in names or definitions}
         self._keys = _program_keys(settings, self._definitions)
         self.entries: dict[str, ProgramEntry] = {}
 
@@ -69,7 +92,8 @@ class ProgramWriter:
     def measure(self, report: Report) -> dict[str, int]:
         """Peak anonymous bytes of every program of a training round; to be called after `write`."""
         report("memory of the programs")
-        keys = {name: self._memory_key(name) for name in measured_programs(self._settings)}
+        wanted = [name for name in measured_programs(self._settings) if name in self._definitions]
+        keys = {name: self._memory_key(name) for name in wanted}
         peaks = {name: peak for name, key in keys.items() if (peak := self._cached_peak(key)) is not None}
         missing = {
             name: (self._folder.path(program_file(name)), self.entries[name]) for name in keys if name not in peaks
@@ -107,13 +131,14 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
     shared: list[Any] = [
         package_versions(*_PACKAGES),
         source_digest([*_LOWERING, type(family).__module__]),
-        family.config.to_dict(),
-        settings.pooling,
+        {name: value for name, value in family.config.to_dict().items() if name not in _NOT_IN_PROGRAMS},
+        settings.task,
     ]
     return {
         name: content_key(
             shared,
-            vars(settings.optimizer) if _trains(definition) else None,
+            settings.pooling if _pools(definition) else None,
+            [vars(settings.optimizer), settings.tokens_at_once] if _trains(definition) else None,
             [name, _shapes(definition.inputs), _shapes(definition.outputs)],
         )
         for name, definition in definitions.items()
@@ -126,9 +151,18 @@ def _trains(definition: ProgramDefinition) -> bool:
     return any(spec.name in taken for spec in definition.outputs)
 
 
-def _shapes(specs: tuple[steps.TensorSpec, ...]) -> list[list[Any]]:
+def _pools(definition: ProgramDefinition) -> bool:
+    """Whether hidden states end in the program: it takes them and gives none."""
+    return _has_hidden_states(definition.inputs) and not _has_hidden_states(definition.outputs)
+
+
+def _has_hidden_states(specs: tuple[ProgramTensor, ...]) -> bool:
+    return any(spec.name == "h" for spec in specs)
+
+
+def _shapes(specs: tuple[ProgramTensor, ...]) -> list[list[Any]]:
     return [[spec.name, list(spec.shape), spec.dtype] for spec in specs]
 
 
-def _entry_spec(spec: steps.TensorSpec) -> TensorSpec:
+def _entry_spec(spec: ProgramTensor) -> TensorSpec:
     return TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype)

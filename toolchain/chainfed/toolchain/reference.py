@@ -6,14 +6,14 @@ weights, ``backward()`` makes the gradients, ``torch.optim`` applies them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chainfed.toolchain.families.base import ReferenceModule
-from chainfed.toolchain.steps import ProgramSettings
+from chainfed.toolchain.programs import ProgramSettings
 
 Named = Mapping[str, Tensor]
 
@@ -64,10 +64,13 @@ class Reference:
             KeyError: no program has this name, or an input is missing.
         """
         if program.startswith("window_q"):
-            return self._window(int(program.removeprefix("window_q")), tensors)
-        compute = {"embed": self._embed, "block": self._block, "pool": self._pool}
-        compute |= {"head": self._head, "score": self._score}
+            return self.window(int(program.removeprefix("window_q")), tensors)
+        compute = {"embed": self._embed, "block": self._block, **self.of_task()}
         return compute[program](tensors)
+
+    def of_task(self) -> dict[str, Callable[[Named], dict[str, Tensor]]]:
+        """The programs of the task, by name, but for the windows."""
+        return {"pool": self._pool, "head": self._head, "score": self._score}
 
     def _embed(self, tensors: Named) -> dict[str, Tensor]:
         if self._embeddings is None:
@@ -103,35 +106,53 @@ class Reference:
         updated = {name: parameter.detach() for name, parameter in parameters.items()}
         return {**updated, **state, "loss": loss.detach(), "correct": correct}
 
-    def _window(self, size: int, tensors: Named) -> dict[str, Tensor]:
-        window = [
-            Adapter(tensors[f"trainable.window.{i}.down"], tensors[f"trainable.window.{i}.up"]) for i in range(size)
-        ]
+    def window(self, size: int, tensors: Named) -> dict[str, Tensor]:
+        """One training step of a window of `size` layers."""
         local_head = self._window_head(tensors, "local")
         final_head = self._window_head(tensors, "final")
-        h, mask = tensors["h"], tensors["mask"]
-        for i, module in enumerate(window):
-            h = module(self._layer(i, tensors, f"window.{i}.layer.")(h, mask))
+        parameters, h = self.window_output(size, tensors)
         local_loss, correct = _loss_and_correct(local_head(self._pooled(h, tensors)), tensors)
-        if "aux.down" in tensors:
-            for down, up in zip(tensors["aux.down"], tensors["aux.up"], strict=True):
-                h = Adapter(down, up).requires_grad_(False)(h)
+        h = self.auxiliary_branch(h, tensors)
         global_loss, _ = _loss_and_correct(final_head(self._pooled(h, tensors)), tensors)
         loss = local_loss + tensors["global_loss_weight"] * global_loss
         loss.backward()  # type: ignore[no-untyped-call]
 
-        parameters: dict[str, nn.Parameter] = {}
-        rates: dict[str, float] = {}
-        for i, module in enumerate(window):
-            parameters |= {f"window.{i}.{name}": value for name, value in module.named_parameters()}
-            rates |= {f"window.{i}.{name}": float(tensors["adapter_lr"]) for name in ("down", "up")}
+        rates = dict.fromkeys(parameters, float(tensors["adapter_lr"]))
         for name, head, rate in (("local_head", local_head, "head_lr"), ("final_head", final_head, "final_head_lr")):
             parameters |= {f"{name}.{key}": value for key, value in head.named_parameters()}
             rates |= {f"{name}.{key}": float(tensors[rate]) for key in ("weight", "bias")}
-        state = self._optimise(parameters, rates, tensors)
-        updated = {f"trainable.{name}": parameter.detach() for name, parameter in parameters.items()}
         losses = {"loss": loss, "local_loss": local_loss, "global_loss": global_loss}
-        return {**updated, **state, **{name: value.detach() for name, value in losses.items()}, "correct": correct}
+        return {**self.updated(parameters, rates, tensors), **_detached(losses), "correct": correct}
+
+    def window_output(self, size: int, tensors: Named) -> tuple[dict[str, nn.Parameter], Tensor]:
+        """The adapters of a window by the names of the program's trainables, and what comes out of the last one."""
+        parameters: dict[str, nn.Parameter] = {}
+        h, mask = tensors["h"], tensors["mask"]
+        for i in range(size):
+            module = Adapter(tensors[f"trainable.window.{i}.down"], tensors[f"trainable.window.{i}.up"])
+            parameters |= {f"window.{i}.{name}": value for name, value in module.named_parameters()}
+            h = module(self._layer(i, tensors, f"window.{i}.layer.")(h, mask))
+        return parameters, h
+
+    def auxiliary_branch(self, h: Tensor, tensors: Named) -> Tensor:
+        """The frozen adapters after the window: (B, S, D) -> (B, S, D)."""
+        if "aux.down" in tensors:
+            for down, up in zip(tensors["aux.down"], tensors["aux.up"], strict=True):
+                h = Adapter(down, up).requires_grad_(False)(h)
+        return h
+
+    def updated(
+        self, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float], tensors: Named
+    ) -> dict[str, Tensor]:
+        """The optimiser's step over the parameters' gradients: new trainables and new state, as programs name them."""
+        state = self._optimise(parameters, rates, tensors)
+        return {**{f"trainable.{name}": parameter.detach() for name, parameter in parameters.items()}, **state}
+
+    def finish(self, h: Tensor, tensors: Named) -> Tensor:
+        """What the model does to the output of its last layer: (B, S, D) -> (B, S, D)."""
+        self._output.load(_below(tensors, "output."))
+        finished: Tensor = self._output(h)
+        return finished
 
     def _window_head(self, tensors: Named, which: str) -> Head:
         names = (f"trainable.{which}_head.weight", f"trainable.{which}_head.bias", f"{which}_mean", f"{which}_rstd")
@@ -146,8 +167,7 @@ class Reference:
     def _pooled(self, h: Tensor, tensors: Named) -> Tensor:
         """What the model makes of a layer's output before a head, pooled: (B, S, D) -> (B, D)."""
         mask = tensors["mask"]
-        self._output.load(_below(tensors, "output."))
-        h = self._output(h)
+        h = self.finish(h, tensors)
         if self.settings.pooling == "last":
             return h[torch.arange(len(h)), mask.sum(dim=1).long().clamp(min=1) - 1]
         if self.settings.pooling == "cls":
@@ -191,9 +211,61 @@ def _below(tensors: Named, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _detached(tensors: Named) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
 def _loss_and_correct(logits: Tensor, tensors: Named) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy, and how many rows of positive weight are classified correctly."""
     real = tensors["sample_weights"] > 0
     labels, weights = tensors["labels"][real], tensors["sample_weights"][real]
     each = nn.functional.cross_entropy(logits[real], labels, reduction="none")
     return (each * weights).sum(), (logits[real].argmax(dim=1) == labels).sum().to(torch.float32)
+
+
+class LanguageReference(Reference):
+    """The programs of causal language modelling: whole logits, torch's own cross-entropy."""
+
+    def of_task(self) -> dict[str, Callable[[Named], dict[str, Tensor]]]:
+        """The programs of the task, by name, but for the windows."""
+        return {"score": self._score_targets, "next": self._next}
+
+    def window(self, size: int, tensors: Named) -> dict[str, Tensor]:
+        """One training step of a window of `size` layers."""
+        parameters, h = self.window_output(size, tensors)
+        local_loss, correct = self._target_loss(h, tensors)
+        global_loss, _ = self._target_loss(self.auxiliary_branch(h, tensors), tensors)
+        loss = local_loss + tensors["global_loss_weight"] * global_loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        rates = dict.fromkeys(parameters, float(tensors["adapter_lr"]))
+        losses = {"loss": loss, "local_loss": local_loss, "global_loss": global_loss}
+        return {**self.updated(parameters, rates, tensors), **_detached(losses), "correct": correct}
+
+    def _score_targets(self, tensors: Named) -> dict[str, Tensor]:
+        with torch.no_grad():
+            loss, correct = self._target_loss(tensors["h"], tensors)
+        return {"loss_sum": loss, "correct": correct}
+
+    def _next(self, tensors: Named) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {"logits": self._logits(tensors["h"], tensors["places"], tensors)}
+
+    def _target_loss(self, h: Tensor, tensors: Named) -> tuple[Tensor, Tensor]:
+        """Weighted cross-entropy, and how many targets of positive weight are the most likely token."""
+        real = tensors["target_weights"] > 0
+        targets, weights = tensors["targets"][real], tensors["target_weights"][real]
+        logits = self._logits(h, tensors["target_places"][real], tensors)
+        each = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (each * weights).sum(), (logits.argmax(dim=1) == targets).sum().to(torch.float32)
+
+    def _logits(self, h: Tensor, places: Tensor, tensors: Named) -> Tensor:
+        """At some of the B * S positions: (N, V)."""
+        features = self.finish(h, tensors).flatten(0, 1)[places]
+        logits = nn.functional.linear(features, tensors["lm_head.weight"])
+        bound = self.settings.family.logit_softcap
+        return logits if bound is None else bound * torch.tanh(logits / bound)
+
+
+def reference_of(settings: ProgramSettings) -> Reference:
+    """The eager counterparts for a task's programs."""
+    return Reference(settings) if settings.task == "classification" else LanguageReference(settings)

@@ -10,17 +10,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from chainfed.core.errors import BundleError
 from chainfed.core.examples import Example, read_examples
-from chainfed.core.manifest import CONFIG_FILE, MANIFEST_FILE, Bundle, Manifest
+from chainfed.core.manifest import CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, Bundle, Manifest
+from chainfed.core.passages import Passage, read_passages
+from chainfed.runtime.language_data import encode_passages
 from chainfed.runtime.program import Program, set_threads
 from chainfed.toolchain.checkpoint import family_of
 from chainfed.toolchain.optimizers import OptimizerSettings
-from chainfed.toolchain.reference import Reference
-from chainfed.toolchain.steps import ProgramSettings, build_programs
-from chainfed.toolchain.verify_cases import SENTENCES, Case, Cases
+from chainfed.toolchain.programs import ProgramSettings
+from chainfed.toolchain.reference import Reference, reference_of
+from chainfed.toolchain.steps import build_programs
+from chainfed.toolchain.verify_cases import SENTENCES, Case, Cases, LanguageCases, Rows, classified_rows
 
 Progress = Callable[[str, int, int], None]
 """Called with what is compared next, how many cases are done, and how many there are."""
@@ -85,8 +89,8 @@ def verify_bundle(
     settings = settings_of(bundle)
     _check_programs(bundle, settings)
     set_threads(1)
-    reference = Reference(settings)
-    cases = Cases(bundle, reference, _examples(bundle.manifest, data))
+    reference = reference_of(settings)
+    cases = _cases(bundle, reference, data)
     comparisons: dict[str, _Comparison] = {}
     programs: dict[str, Program] = {}
     for done, case in enumerate(cases):
@@ -112,7 +116,9 @@ def settings_of(bundle: Bundle) -> ProgramSettings:
         adapter_dim=manifest.adapter.bottleneck,
         num_labels=manifest.num_labels,
         windows=tuple(manifest.windows),
-        pooling=manifest.task.pooling,
+        pooling=manifest.task.pooling or "last",
+        task=manifest.task.kind,
+        max_target_tokens=manifest.task.max_target_tokens,
         optimizer=OptimizerSettings(
             name=optimizer.name,
             beta1=optimizer.beta1,
@@ -187,7 +193,28 @@ def _check_programs(bundle: Bundle, settings: ProgramSettings) -> None:
             )
 
 
-def _examples(manifest: Manifest, data: Path | None) -> list[Example]:
-    if data is not None:
-        return read_examples(data, manifest.task.labels)
-    return [Example(text, number % manifest.num_labels) for number, text in enumerate(SENTENCES)]
+def _cases(bundle: Bundle, reference: Reference, data: Path | None) -> Cases:
+    manifest = bundle.manifest
+    if not manifest.is_language_model:
+        examples = [Example(text, number % manifest.num_labels) for number, text in enumerate(SENTENCES)]
+        if data is not None:
+            examples = read_examples(data, manifest.task.labels)
+        return Cases(bundle, reference, classified_rows(bundle, examples))
+    passages = read_passages(data) if data is not None else _built_in_passages(manifest)
+    tokenizer = bundle.path(TOKENIZER_FILE) if manifest.has_tokenizer else None
+    wanted = manifest.shapes.batch_size
+    rows = encode_passages((passages * wanted)[: max(wanted, len(passages))], manifest, tokenizer)
+    chosen = torch.arange(wanted) % len(rows.ids)
+    return LanguageCases(bundle, reference, Rows(rows.ids[chosen], rows.mask[chosen], rows.labels[chosen]))
+
+
+def _built_in_passages(manifest: Manifest) -> list[Passage]:
+    """A few sentences; for a bundle without a tokenizer, a few rows of token ids."""
+    if manifest.has_tokenizer:
+        return [Passage("", text=sentence) for sentence in SENTENCES]
+    length, size = manifest.shapes.seq_len, manifest.model.vocab_size
+    lengths = [max(2, length - 3 * row) for row in range(manifest.shapes.batch_size)]
+    return [
+        Passage("", ids=tuple((7 * row + 5 * place + 1) % size for place in range(count)))
+        for row, count in enumerate(lengths)
+    ]

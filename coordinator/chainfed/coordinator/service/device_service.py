@@ -161,7 +161,7 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
                 f"A profile of {request.num_examples} examples does not count; 2 or more are needed."
             )
         scores = requests.scores(list(request.scores), layers)
-        checked_tensors(request.statistics, profile_shapes(layers, manifest.model.hidden_size), "the profile")
+        checked_tensors(request.statistics, profile_shapes(manifest), "the profile")
         return ProfileReport(
             request.num_examples, scores, self._updates.store(request.assignment_id, request.statistics)
         )

@@ -23,7 +23,7 @@ from chainfed.coordinator.store import SqlStore
 from chainfed.core.errors import BadInputError, BundleError, UnreachableError
 from chainfed.core.manifest import ADAPTERS_FILE, Manifest, parse_manifest
 from chainfed.core.rpc import CHUNK_BYTES
-from chainfed.core.tensors import check_shapes, decode, encode, split_pieces
+from chainfed.core.tensors import check_finite, check_shapes, decode, encode, split_pieces
 from chainfed.v1 import blob_pb2
 from chainfed.v1 import run_service_pb2 as pb
 from chainfed.v1 import run_service_pb2_grpc as pb_grpc
@@ -119,6 +119,7 @@ class RunService(pb_grpc.RunServiceServicer):
         entry = manifest.files[ADAPTERS_FILE]
         state = decode(self._blobs.read(Blob(entry.sha256, entry.bytes)), ADAPTERS_FILE)
         check_shapes(state, manifest.state_shapes(), ADAPTERS_FILE)
+        check_finite(state, ADAPTERS_FILE)
         return {piece: self._blobs.put(encode(tensors)) for piece, tensors in split_pieces(state).items()}
 
     @answering

@@ -158,6 +158,7 @@ def show_result(result: EmulationResult) -> None:
     rows = table("Result", "what", "value")
     rows.add_row("held-out accuracy before", f"{100 * result.accuracy.before:.2f}%")
     rows.add_row("held-out accuracy after", f"{100 * result.accuracy.after:.2f}%")
+    rows.add_row("held-out loss before / after", f"{result.loss.before:.3f} / {result.loss.after:.3f}")
     rows.add_row("training rounds", str(result.rounds))
     rows.add_row("first trained layer, from 0 (FOAT)", str(result.foat_start))
     rows.add_row("window size", str(result.window_size))

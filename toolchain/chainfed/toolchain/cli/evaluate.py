@@ -22,7 +22,10 @@ from chainfed.toolchain.evaluate import evaluate_bundle
     help="The adapters of a run; without it, the bundle's untrained ones.",
 )
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="JSON lines (.gz) with `text` and `label`."
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSON lines (.gz): `text` and `label`, or passages for a language model.",
 )
 @json_option
 def command(bundle: Path, adapters: Path | None, data: Path, as_json: bool) -> None:
@@ -39,4 +42,5 @@ def command(bundle: Path, adapters: Path | None, data: Path, as_json: bool) -> N
     if as_json:
         print_json(asdict(evaluation))
         return
-    out.print(f"Accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f} on {evaluation.examples} examples.")
+    what = "tokens" if opened.manifest.is_language_model else "examples"
+    out.print(f"Accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f} on {evaluation.examples} {what}.")

@@ -15,12 +15,15 @@ from chainfed.toolchain.cli.steps import shown_steps
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings, OptimizerName, read_labels
 from chainfed.toolchain.families.base import Pooling
+from chainfed.toolchain.programs import TaskKind
+
+_TASKS: dict[str, TaskKind] = {"classification": "classification", "language-modelling": "language_modelling"}
 
 
 @click.command(epilog="Example: chainfed export ./bert-base --labels labels.json --out ./bundle --seq-len 64")
 @click.argument("model")
-@click.option("--task", type=click.Choice(["classification"]), default="classification", show_default=True)
-@click.option("--labels", required=True, metavar="N|FILE", help="Number of labels, or a file that names them.")
+@click.option("--task", type=click.Choice(list(_TASKS)), default="classification", show_default=True)
+@click.option("--labels", metavar="N|FILE", help="A classifier's number of labels, or a file that names them.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--seq-len", default=128, show_default=True, help="Tokens in a row; longer texts are cut.")
 @click.option("--batch-size", default=8, show_default=True, help="Rows in a batch.")
@@ -34,13 +37,24 @@ from chainfed.toolchain.families.base import Pooling
 @click.option(
     "--pooling", type=click.Choice(get_args(Pooling)), help="How tokens become features.  [default: by model]"
 )
+@click.option(
+    "--max-target-tokens",
+    type=int,
+    help="Positions of a batch that go through a language model's head.  [default: all]",
+)
+@click.option("--packing", is_flag=True, help="Several texts for a language model share a row.")
+@click.option(
+    "--chat-template",
+    metavar="plain|FILE",
+    help="How a language model reads conversations.  [default: the tokenizer's template, or plain headings]",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the initial adapters and heads.")
 @click.option("--force", is_flag=True, help="Replace the bundle that lies at --out.")
 @json_option
 def command(
     model: str,
     task: str,
-    labels: str,
+    labels: str | None,
     out: Path,
     seq_len: int,
     batch_size: int,
@@ -48,6 +62,9 @@ def command(
     windows: str | None,
     optimizer: OptimizerName,
     pooling: Pooling | None,
+    max_target_tokens: int | None,
+    packing: bool,
+    chat_template: str | None,
     seed: int,
     force: bool,
     as_json: bool,
@@ -55,14 +72,18 @@ def command(
     """Turn MODEL, a Hugging Face model folder or a name on the hub, into a bundle."""
     settings = ExportSettings(
         model=model,
-        labels=read_labels(labels),
+        labels=read_labels(labels) if labels is not None else (),
         out=out,
+        task=_TASKS[task],
         seq_len=seq_len,
         batch_size=batch_size,
         adapter_dim=adapter_dim,
         windows=parse_windows(windows) if windows is not None else None,
         optimizer=optimizer,
         pooling=pooling,
+        max_target_tokens=max_target_tokens,
+        packing=packing,
+        chat_template=chat_template,
         seed=seed,
         force=force,
     )

@@ -31,13 +31,11 @@ def command(bundle: Path, as_json: bool) -> None:
 
 def _show_facts(facts: Mapping[str, Any]) -> None:
     model, task, shapes = facts["model"], facts["task"], facts["shapes"]
-    labels = task["labels"]
-    names = ", ".join(labels[:_SHOWN_LABELS]) + (" ..." if len(labels) > _SHOWN_LABELS else "")
     shown = table(f"Bundle {facts['bundle']}", "", "")
     for name, value in (
         ("model", f"{model['family']}, {model['num_layers']} layers, hidden size {model['hidden_size']}"),
         ("parameters", f"{model['num_parameters']:,}"),
-        ("task", f"{task['kind']}, {len(labels)} labels ({names}), {task['pooling']} pooling"),
+        ("task", _task(task)),
         ("batch", f"{shapes['batch_size']} rows of {shapes['seq_len']} tokens"),
         ("adapters", f"bottleneck {facts['adapter']['bottleneck']}, {megabytes(facts['state_bytes'])} in all"),
         ("optimizer", facts["optimizer"]["name"]),
@@ -45,6 +43,15 @@ def _show_facts(facts: Mapping[str, Any]) -> None:
     ):
         shown.add_row(name, value)
     out.print(shown)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    if task["kind"] == "language_modelling":
+        packing = ", several texts a row" if task["packing"] else ""
+        return f"language modelling, at most {task['max_target_tokens']} targets a batch{packing}"
+    labels = task["labels"]
+    names = ", ".join(labels[:_SHOWN_LABELS]) + (" ..." if len(labels) > _SHOWN_LABELS else "")
+    return f"classification, {len(labels)} labels ({names}), {task['pooling']} pooling"
 
 
 def _show_files(facts: Mapping[str, Any]) -> None:

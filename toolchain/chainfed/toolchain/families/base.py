@@ -32,6 +32,16 @@ class Family(Protocol):
     """The Hugging Face configuration this family was made from."""
 
     @property
+    def causal(self) -> bool:
+        """Whether a position attends to those before it only, so that the model predicts what follows."""
+        ...
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """The bound c of ``c * tanh(logits / c)`` that the language-model head puts on its logits, if any."""
+        ...
+
+    @property
     def layers_path(self) -> str:
         """Where transformers' base model keeps its list of layers, such as ``encoder.layer``."""
         ...
@@ -147,6 +157,14 @@ class Family(Protocol):
 
         Raises:
             MissingWeightError: a tensor is not in the checkpoint.
+        """
+        ...
+
+    def language_head_key(self, checkpoint: Collection[str]) -> str:
+        """Key of the language-model head's (V, D) weight; tied heads have that of the token embeddings.
+
+        Raises:
+            MissingWeightError: the checkpoint has no such head.
         """
         ...
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from chainfed.toolchain.attention import ATTENTION
 from chainfed.toolchain.families.base import (
     Pooling,
     ReferenceModule,
@@ -39,13 +40,15 @@ class ModuleFamily:
     """Where the base model keeps what follows its last layer."""
     default_pooling: ClassVar[Pooling]
     """How a classifier pools the output unless told otherwise."""
+    causal: ClassVar[bool] = False
+    """Whether a position attends to those before it only."""
 
     def __init__(self, config: Any) -> None:
         """Read the dimensions from a transformers configuration."""
         self.config = copy.deepcopy(config)
         self.config._attn_implementation = "eager"
         self._embeddings = build_on_meta(self.make_embeddings)
-        self._layer = build_on_meta(self.make_layer)
+        self._layer = _with_own_attention(build_on_meta(self.make_layer))
         self._output = build_on_meta(self.make_output)
 
     def make_embeddings(self) -> nn.Module:
@@ -79,6 +82,12 @@ class ModuleFamily:
     def max_seq_len(self) -> int:
         """The longest sequence the model was made for."""
         return int(self.config.max_position_embeddings)
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """The bound on the language-model head's logits that the configuration gives, if any."""
+        bound = getattr(self.config, "final_logit_softcapping", None)
+        return None if bound is None else float(bound)
 
     @property
     def embedding_shapes(self) -> Shapes:
@@ -151,6 +160,16 @@ class ModuleFamily:
         """
         return find_keys(self.output_shapes.keys(), self.output_prefix, self.roots, checkpoint)
 
+    def language_head_key(self, checkpoint: Collection[str]) -> str:
+        """Key of the language-model head; where the model ties it to them, of the token embeddings.
+
+        Raises:
+            MissingWeightError: the checkpoint has no such head.
+        """
+        if getattr(self.config, "tie_word_embeddings", False):
+            return self.embedding_keys(checkpoint)["weight"]
+        return find_keys(["weight"], "lm_head.", ("",), checkpoint)["weight"]
+
     def reference_embeddings(self) -> ReferenceModule:
         """The embedding module, which finds positions and types itself."""
         return ReferenceModule(self.make_embeddings())
@@ -158,3 +177,13 @@ class ModuleFamily:
     def reference_output(self) -> ReferenceModule:
         """What follows the last layer."""
         return ReferenceModule(self.make_output())
+
+
+def _with_own_attention(layer: nn.Module) -> nn.Module:
+    """Let the attention in a layer be the programs'; modules that choose theirs otherwise keep it."""
+    for module in layer.modules():
+        config: Any = getattr(module, "config", None)
+        if config is not None:
+            module.config = copy.deepcopy(config)
+            module.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
+    return layer

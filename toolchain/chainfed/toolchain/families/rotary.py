@@ -53,7 +53,6 @@ class RotaryFamily(ModuleFamily):
     rotary_type: ClassVar[type[nn.Module]]
     """transformers' module of the frequencies, made from the configuration."""
     causal: ClassVar[bool] = True
-    """Whether a position attends to those before it only."""
     roots = ("model.", "")
     embeddings_prefix = "embed_tokens."
     layers_path = "layers"

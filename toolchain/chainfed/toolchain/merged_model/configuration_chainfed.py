@@ -6,15 +6,29 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+_ASKED_BY_GENERATION = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "layer_types",
+    "sliding_window",
+    "max_position_embeddings",
+)
+
 
 class ChainFedConfig(PretrainedConfig):  # type: ignore[misc]
-    """A base model, an adapter after each of its layers, and a linear classifier on pooled tokens.
+    """A base model, an adapter after each of its layers, and a linear classifier or the base model's language head.
 
     Attributes:
         base_config: the configuration of the base model, `model_type` included.
         layers_path: where the base model keeps its list of layers, such as `encoder.layer`.
         adapter_dim: bottleneck of the adapters.
-        pooling: `mean` over the tokens, or `cls` for the first token.
+        pooling: of a classifier: `mean` over the tokens, `cls` for the first token, `last` for the last one.
+
+    What generation asks a configuration for, such as `num_hidden_layers`, the base model's answers.
     """
 
     model_type = "chainfed"
@@ -32,4 +46,7 @@ class ChainFedConfig(PretrainedConfig):  # type: ignore[misc]
         self.layers_path = layers_path
         self.adapter_dim = adapter_dim
         self.pooling = pooling
+        for name in _ASKED_BY_GENERATION:
+            if name in self.base_config:
+                kwargs.setdefault(name, self.base_config[name])
         super().__init__(**kwargs)

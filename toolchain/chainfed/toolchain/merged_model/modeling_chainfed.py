@@ -1,6 +1,6 @@
-"""A text classifier that was fine-tuned with ChainFed: a base model with adapters, and a linear head.
+"""Models that were fine-tuned with ChainFed: a base model with adapters, and a linear classifier or a language head.
 
-B batch, S sequence, D hidden size, A bottleneck, C labels.
+B batch, S sequence, D hidden size, A bottleneck, C labels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
 
 from .configuration_chainfed import ChainFedConfig
 
@@ -54,6 +54,19 @@ class ChainFedLayer(nn.Module):
         return self.adapter(output)
 
 
+def base_model_with_adapters(config: ChainFedConfig) -> Any:
+    """The base model of `config.base_config`, with an adapter after each layer and no pooler."""
+    base = AutoConfig.for_model(**config.base_config)
+    model = AutoModel.from_config(base, attn_implementation=config._attn_implementation)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    layers = model.get_submodule(config.layers_path)
+    for index in range(len(layers)):
+        adapter = ChainFedAdapter(base.hidden_size, config.adapter_dim)
+        layers[index] = ChainFedLayer(layers[index], adapter)
+    return model
+
+
 class ChainFedForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     """The merged model; load it with `AutoModelForSequenceClassification` and `trust_remote_code=True`."""
 
@@ -62,18 +75,11 @@ class ChainFedForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     _supports_sdpa = True
 
     def __init__(self, config: ChainFedConfig) -> None:
-        """Builds the base model of `config.base_config` and puts an adapter after each layer."""
+        """Builds the base model with its adapters."""
         super().__init__(config)
         self.num_labels = config.num_labels
-        base = AutoConfig.for_model(**config.base_config)
-        self.model = AutoModel.from_config(base, attn_implementation=config._attn_implementation)
-        if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None
-        layers = self.model.get_submodule(config.layers_path)
-        for index in range(len(layers)):
-            adapter = ChainFedAdapter(base.hidden_size, config.adapter_dim)
-            layers[index] = ChainFedLayer(layers[index], adapter)
-        self.classifier = nn.Linear(base.hidden_size, config.num_labels)
+        self.model = base_model_with_adapters(config)
+        self.classifier = nn.Linear(self.model.config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(
@@ -116,3 +122,60 @@ class ChainFedForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         mask = attention_mask.to(h.dtype)
         share = mask / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
         return torch.bmm(share.unsqueeze(1), h).squeeze(1)
+
+
+class ChainFedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """The merged language model; load it with `AutoModelForCausalLM` and `trust_remote_code=True`."""
+
+    config_class = ChainFedConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers reads it)
+
+    def __init__(self, config: ChainFedConfig) -> None:
+        """Builds the base model with its adapters, and its head."""
+        super().__init__(config)
+        self.model = base_model_with_adapters(config)
+        base = self.model.config
+        self.lm_head = nn.Linear(base.hidden_size, base.vocab_size, bias=False)
+        self.softcap = getattr(base, "final_logit_softcapping", None)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict what follows each token.
+
+        Args:
+            input_ids: (B, S) int64.
+            attention_mask: (B, S), 1 for a token and 0 for padding; without it, every position is a token.
+            labels: (B, S) int64, the token at each position itself, -100 where it does not count; with them the result
+                has the mean cross-entropy as `loss`.
+            logits_to_keep: how many of the last positions get logits; 0 for all.
+            return_dict: False for a plain tuple.
+            kwargs: what else the base model takes, such as `past_key_values`.
+
+        Returns:
+            A `CausalLMOutputWithPast` with `logits` (B, S, V).
+        """
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        logits: Tensor = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        loss = None
+        if labels is not None:
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return result if return_dict is not False else result.to_tuple()

@@ -1,0 +1,173 @@
+"""Passages as rows of token ids, and which tokens of them a language model is to predict.
+
+N rows, S sequence, B batch, T targets of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from chainfed.core.chat import Piece, conversation
+from chainfed.core.errors import BadInputError, BundleError
+from chainfed.core.manifest import Manifest
+from chainfed.core.passages import Passage
+from chainfed.runtime.tokenization import open_tokenizer
+
+NO_TARGET = -100
+"""The label of a position after which nothing is to be predicted."""
+
+
+@dataclass(frozen=True)
+class LanguageRows:
+    """Rows that each have something to predict.
+
+    ids: (N, S) int64; mask: (N, S) float32, 1 on tokens and 0 on padding; labels: (N, S) int64, the token that follows
+    a position, or NO_TARGET.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Token ids of a passage, and which of them are targets."""
+
+    ids: Sequence[int]
+    targets: Sequence[bool]
+
+
+def encode_passages(passages: Sequence[Passage], manifest: Manifest, tokenizer_file: Path | None) -> LanguageRows:
+    """Passages as rows, each cut to the sequence length; those with nothing left to predict are left out.
+
+    A first token is never predicted. With packing, passages follow one another in a row as far as they fit.
+
+    Raises BadInputError when a passage cannot be read with this bundle, or none has a token to predict, and
+    BundleError when the tokenizer is damaged.
+    """
+    reader = _Reader(manifest, tokenizer_file)
+    seq_len = manifest.shapes.seq_len
+    read = (reader(passage) for passage in passages)
+    cut = (_Tokens(tokens.ids[:seq_len], tokens.targets[:seq_len]) for tokens in read)
+    useful = [tokens for tokens in cut if any(tokens.targets[1:])]
+    if not useful:
+        raise BadInputError(
+            f"No passage has a token to predict among its first {seq_len}; give other data, or export the bundle with "
+            "a larger --seq-len."
+        )
+    rows = list(_packed(useful, seq_len)) if manifest.task.packing else useful
+    return _as_tensors(rows, seq_len, manifest.tokenizer.pad_token_id)
+
+
+def choose_targets(labels: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places among the B * S positions, and the tokens, that a batch predicts: at most `most` of them.
+
+    Where there are more, each row keeps its first c targets, for the largest c at which the batch has no more than
+    `most`; if even one a row is too many, the first rows have one each. labels: (B, S) int64. Both are int64 vectors of
+    equal length.
+    """
+    wanted = labels != NO_TARGET
+    number = wanted.cumsum(dim=1) * wanted  # 1 for a row's first target, 2 for its second
+    by_bound = torch.bincount(number.flatten())[1:].cumsum(dim=0)  # targets of the batch if a row keeps 1, 2, ...
+    fitting = int((by_bound <= most).sum())
+    kept = wanted & (number <= max(1, fitting))
+    places = kept.flatten().nonzero().squeeze(1)[:most]
+    return places, labels.flatten()[places]
+
+
+def target_feed(places: torch.Tensor, targets: torch.Tensor, size: int, each: float) -> dict[str, torch.Tensor]:
+    """The inputs `target_places`, `targets` and `target_weights` (`each`, and 0 in the unused places), `size` long."""
+    count = len(places)
+    feed = {
+        "target_places": torch.zeros(size, dtype=torch.int64),
+        "targets": torch.zeros(size, dtype=torch.int64),
+        "target_weights": torch.zeros(size, dtype=torch.float32),
+    }
+    feed["target_places"][:count] = places
+    feed["targets"][:count] = targets
+    feed["target_weights"][:count] = each
+    return feed
+
+
+class _Reader:
+    """Passages to tokens with a bundle's tokenizer, if it has one."""
+
+    def __init__(self, manifest: Manifest, tokenizer_file: Path | None) -> None:
+        self._manifest = manifest
+        self._tokenizer = open_tokenizer(tokenizer_file) if tokenizer_file is not None else None
+
+    def __call__(self, passage: Passage) -> _Tokens:
+        if passage.ids:
+            return self._checked(passage)
+        if self._tokenizer is None:
+            raise BadInputError(
+                f"{passage.where} is text, but the bundle was exported from a model without a tokenizer; give rows "
+                "with `input_ids`."
+            )
+        if passage.text is not None:
+            encoding = self._tokenizer.encode(passage.text)
+            return _Tokens(encoding.ids, [True] * len(encoding.ids))
+        chat = self._manifest.task.chat
+        if chat is None:
+            raise BundleError(
+                f"The bundle says nothing about conversations, but {passage.where} is one; export it again."
+            )
+        try:
+            pieces = conversation(chat, passage.messages)
+        except BadInputError as error:
+            raise BadInputError(f"{passage.where}: {error}") from error
+        encoding = self._tokenizer.encode(
+            "".join(piece.text for piece in pieces), add_special_tokens=chat.special_tokens
+        )
+        return _Tokens(encoding.ids, list(_in_targets(encoding.offsets, pieces)))
+
+    def _checked(self, passage: Passage) -> _Tokens:
+        size = self._manifest.model.vocab_size
+        if max(passage.ids) >= size:
+            raise BadInputError(f"{passage.where}: token id {max(passage.ids)} is not below the vocabulary of {size}.")
+        return _Tokens(passage.ids, [True] * len(passage.ids))
+
+
+def _in_targets(offsets: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> Iterator[bool]:
+    """Whether each token has its first character in a piece that is to be predicted; added tokens have none."""
+    spans = []
+    end = 0
+    for piece in pieces:
+        start, end = end, end + len(piece.text)
+        if piece.target:
+            spans.append((start, end))
+    for first, last in offsets:
+        yield last > first and any(start <= first < stop for start, stop in spans)
+
+
+def _packed(rows: Iterable[_Tokens], seq_len: int) -> Iterator[_Tokens]:
+    """Rows one after the other as long as the next one fits whole; the first token of each is still no target."""
+    ids: list[int] = []
+    targets: list[bool] = []
+    for row in rows:
+        if ids and len(ids) + len(row.ids) > seq_len:
+            yield _Tokens(ids, targets)
+            ids, targets = [], []
+        ids = [*ids, *row.ids]
+        targets = [*targets, False, *row.targets[1:]]
+    if ids:
+        yield _Tokens(ids, targets)
+
+
+def _as_tensors(rows: Sequence[_Tokens], seq_len: int, pad_token_id: int) -> LanguageRows:
+    ids = torch.full((len(rows), seq_len), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), seq_len), dtype=torch.float32)
+    labels = torch.full((len(rows), seq_len), NO_TARGET, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        count = len(row.ids)
+        tokens = torch.tensor(row.ids, dtype=torch.int64)
+        ids[number, :count] = tokens
+        mask[number, :count] = 1.0
+        wanted = torch.tensor(row.targets[1:], dtype=torch.bool)
+        labels[number, : count - 1] = torch.where(wanted, tokens[1:], NO_TARGET)
+    return LanguageRows(ids, mask, labels)
