@@ -49,7 +49,7 @@ from chainfed.toolchain.export_settings import (
 )
 from chainfed.toolchain.families import Family
 from chainfed.toolchain.initial_state import initial_state
-from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
+from chainfed.toolchain.memory_plan import plan_memory, prefix_plan
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
@@ -194,7 +194,6 @@ class _Export:
         entries = self._writer.entries
         plans = {name: plan_memory(name, entries[name], peak) for name, peak in peaks.items()}
         optimizer = self._programs.optimizer
-        prefix = larger_plan(plans["embed"], plans["block"])
         return Manifest(
             format="chainfed-bundle",
             format_version=FORMAT_VERSION,
@@ -215,7 +214,7 @@ class _Export:
             defaults=training_defaults(self._settings.optimizer, self._settings.task),
             programs=_sorted_entries(entries),
             windows=self._window_plans(plans),
-            prefix=plan_beside(prefix, plans["pool"]) if "pool" in plans else prefix,
+            prefix=prefix_plan(plans),
             files=dict(sorted(self._folder.files.items())),
         )
 

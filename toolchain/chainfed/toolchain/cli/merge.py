@@ -14,7 +14,7 @@ from chainfed.toolchain.merge_formats.agreement import Agreement
 from chainfed.toolchain.merge_formats.merging import MergeFormat, MergeSettings, merge_as
 
 _HINTS = {
-    "hf": "Load it with AutoModelForSequenceClassification and trust_remote_code=True.",
+    "hf": "Load it with transformers and trust_remote_code=True; README.md shows how.",
     "onnx": "Run model.onnx with onnxruntime; README.md shows how.",
     "executorch": "Run model.pte with ExecuTorch; metadata.json names its inputs and the labels.",
     "adapters": "Load it with the adapters library; README.md shows how.",

@@ -104,19 +104,50 @@ print(features @ head["heads.chainfed.1.weight"].T + head["heads.chainfed.1.bias
 """.strip()
 
 
+_LANGUAGE_CARD = """---
+library_name: adapters
+base_model_type: {model_type}
+---
+Adapters of a {model_type} language model, fine-tuned with ChainFed, for the `adapters` library.
+
+```python
+import adapters
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(THE_MODEL_THAT_WAS_TUNED)
+adapters.init(model)
+model.load_adapter(FOLDER, use_safetensors=True, set_active=True)
+tokenizer = AutoTokenizer.from_pretrained(THE_MODEL_THAT_WAS_TUNED)
+print(tokenizer.decode(model.generate(**tokenizer("a text", return_tensors="pt"), max_new_tokens=32)[0]))
+```
+"""
+
+
 def write_adapters(bundle: Bundle, adapters: Path, folder: NewFolder) -> None:
-    """Writes the adapters and the final head, standardisation folded in, for the library to load.
+    """Writes the adapters for the library to load, and a classifier's final head, standardisation folded in.
 
     Raises:
         BadInputError: the library does not know the model's type, or the adapters file does not exist.
         BundleError: the bundle is damaged, or the adapters are of another model or label set.
     """
-    manifest = bundle.manifest
+    _place_of(bundle.manifest)
+    write_layout(bundle.manifest, read_model_state(bundle, adapters), folder)
+
+
+def write_layout(manifest: Manifest, state: Tensors, folder: NewFolder) -> None:
+    """Writes a model state as the library keeps it. Raises BadInputError when it does not know the model's type."""
     place = _place_of(manifest)
-    state = read_model_state(bundle, adapters)
-    has_head = manifest.task.pooling == place.pooling
     folder.write(CONFIG_FILE, _json_bytes(_described(manifest, place, _adapter_config(manifest))))
     _write(folder, WEIGHTS_FILE, adapter_tensors(state, manifest.model.num_layers, place.adapter))
+    if manifest.is_language_model:
+        folder.write("README.md", _LANGUAGE_CARD.format(model_type=manifest.model.family).encode())
+    else:
+        _write_head(manifest, place, state, folder)
+
+
+def _write_head(manifest: Manifest, place: _Place, state: Tensors, folder: NewFolder) -> None:
+    """The classifier: with a configuration where the library has a head that pools as ours does, and a card."""
+    has_head = manifest.task.pooling == place.pooling
     _write(folder, HEAD_WEIGHTS_FILE, _head_tensors(state, manifest.model.num_layers))
     if has_head:
         folder.write(HEAD_CONFIG_FILE, _json_bytes(_described(manifest, place, _head_config(manifest))))
@@ -153,7 +184,7 @@ def reduction_factor(hidden_size: int, bottleneck: int) -> float:
 
 def _place_of(manifest: Manifest) -> _Place:
     family = manifest.model.family
-    if manifest.task.kind != "classification" or family not in _PLACES:
+    if family not in _PLACES:
         raise BadInputError(
             f"--format adapters is not possible: AdapterHub's `adapters` library has no models of type {family!r}, "
             f"only {', '.join(_PLACES)} among those that ChainFed tunes; use --format hf."

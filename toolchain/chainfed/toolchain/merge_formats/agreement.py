@@ -38,17 +38,18 @@ class Agreement:
 def text_batches(bundle: Bundle, seq_len: int, sizes: Sequence[int]) -> list[Batch]:
     """Built-in sentences as batches of the given sizes, each as long as its longest row, then one of random tokens.
 
-    The batch of random tokens has the last of the sizes and `seq_len` tokens in each row, none of them padding.
+    The batch of random tokens has the last of the sizes and `seq_len` tokens in each row, none of them padding. It is
+    the only one for a bundle without a tokenizer.
     """
-    pad_token_id = bundle.manifest.tokenizer.pad_token_id
-    tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), pad_token_id, seq_len)
     batches = []
-    first = 0
-    for size in sizes:
-        tokens = tokenizer([SENTENCES[(first + row) % len(SENTENCES)] for row in range(size)])
-        first += size
-        length = int(tokens.mask.sum(dim=1).max().item())
-        batches.append((tokens.ids[:, :length], tokens.mask[:, :length].to(torch.int64)))
+    if bundle.manifest.has_tokenizer:
+        tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), bundle.manifest.tokenizer.pad_token_id, seq_len)
+        first = 0
+        for size in sizes:
+            tokens = tokenizer([SENTENCES[(first + row) % len(SENTENCES)] for row in range(size)])
+            first += size
+            length = int(tokens.mask.sum(dim=1).max().item())
+            batches.append((tokens.ids[:, :length], tokens.mask[:, :length].to(torch.int64)))
     return [*batches, _random_batch(bundle, sizes[-1], seq_len)]
 
 

@@ -66,7 +66,8 @@ def write_executorch(
         "program": program.entry.model_dump(mode="json"),
     }
     folder.write(METADATA_FILE, (json.dumps(metadata, indent=1, sort_keys=True) + "\n").encode())
-    folder.write(TOKENIZER_FILE, _tokenizer(bundle, seq_len))
+    if bundle.manifest.has_tokenizer:
+        folder.write(TOKENIZER_FILE, _tokenizer(bundle, seq_len))
     return agreement
 
 
@@ -122,8 +123,8 @@ def _constants(bundle: Bundle, seq_len: int) -> dict[str, int | str]:
         "get_seq_len": seq_len,
         "get_pad_token_id": bundle.manifest.tokenizer.pad_token_id,
     }
-    if labels := getattr(bundle.manifest.task, "labels", ()):
-        constants["get_labels"] = json.dumps(list(labels), ensure_ascii=False)
+    if not bundle.manifest.is_language_model:
+        constants["get_labels"] = json.dumps(list(bundle.manifest.task.labels), ensure_ascii=False)
     return constants
 
 

@@ -73,7 +73,7 @@ def write_onnx(
     base_config = {name: value for name, value in config["base_config"].items() if name != "architectures"}
     labels = {name: config[name] for name in _LABEL_SETTINGS if name in config}
     folder.write(CONFIG_FILE, (json.dumps(base_config | labels, indent=1, sort_keys=True) + "\n").encode())
-    for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
+    for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE) if bundle.manifest.has_tokenizer else ():
         folder.write(name, (merged / name).read_bytes())
     card = _CARD.format(model_type=base_config["model_type"], seq_len=bundle.manifest.shapes.seq_len)
     folder.write("README.md", card.encode())
