@@ -38,7 +38,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         """Raises ModelError when it is no model, has no family, or its weights are no safetensors."""
         self.folder = folder
-        self.config = _read_config(folder)
+        self.config = read_model_config(folder)
         self.family = family_of(folder, self.config)
         self._weights = CheckpointWeights(folder)
 
@@ -217,7 +217,8 @@ def _content(token: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder. Raises ModelError when there is none, or it names no type of model."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ModelError(f"{folder} is no model: it has no {CONFIG_FILE}. Give a Hugging Face model folder.")

@@ -51,7 +51,7 @@ from chainfed.toolchain.export_settings import (
 )
 from chainfed.toolchain.families import Family
 from chainfed.toolchain.initial_state import initial_state
-from chainfed.toolchain.memory_plan import larger_plan, plan_beside, plan_memory
+from chainfed.toolchain.memory_plan import plan_memory, prefix_plan
 from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache, package_versions
 from chainfed.toolchain.program_files import ProgramWriter
@@ -220,8 +220,7 @@ class _Export:
         block = block_programs(self._programs)[0].name
         if block != BLOCK_PROGRAM:  # it holds the weights, so it is what a device maps
             program_bytes = self._folder.files[entries[block].file].bytes
-            plans[block] = plans[block].model_copy(update={"file_bytes": program_bytes})
-        prefix = larger_plan(plans["embed"], plans[block])
+            plans[BLOCK_PROGRAM] = plans[block].model_copy(update={"file_bytes": program_bytes})
         return Manifest(
             format="chainfed-bundle",
             format_version=FORMAT_VERSION,
@@ -242,7 +241,7 @@ class _Export:
             defaults=training_defaults(self._settings.optimizer, self._settings.task),
             programs=_sorted_entries(entries),
             windows=self._window_plans(plans),
-            prefix=plan_beside(prefix, plans["pool"]) if "pool" in plans else prefix,
+            prefix=prefix_plan(plans),
             files=dict(sorted(self._folder.files.items())),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from chainfed.core.manifest import BLOCK_PROGRAM, MemoryPlan, ProgramEntry, TensorSpec
 
@@ -81,3 +81,12 @@ def plan_beside(plan: MemoryPlan, beside: MemoryPlan) -> MemoryPlan:
             "workspace_bytes": plan.workspace_bytes + beside.workspace_bytes,
         }
     )
+
+
+def prefix_plan(plans: Mapping[str, MemoryPlan]) -> MemoryPlan:
+    """The plan of what a device does before a window, from the plans of `embed`, `block` and, for a classifier, `pool`.
+
+    They run one after the other, except that features are pooled while the block's program stays loaded.
+    """
+    prefix = larger_plan(plans["embed"], plans["block"])
+    return plan_beside(prefix, plans["pool"]) if "pool" in plans else prefix

@@ -116,7 +116,7 @@ class ChainFedForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
             return h[:, 0]
         if self.config.pooling == "last":
             last = h.shape[1] - 1 if attention_mask is None else attention_mask.sum(dim=1).clamp(min=1) - 1
-            return h[torch.arange(len(h), device=h.device), last]
+            return h[torch.arange(h.shape[0], device=h.device), last]
         if attention_mask is None:
             return h.mean(dim=1)
         mask = attention_mask.to(h.dtype)
