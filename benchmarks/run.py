@@ -1,6 +1,7 @@
 """Measures what the README claims. `make bench` runs everything; `make bench ARGS="memory --quick"` one part.
 
     verification  every program against PyTorch eager: error and time ratio (what `chainfed verify` prints)
+    families      every family exported and verified: error, time ratio, arena
     memory        a device's anonymous peak against the manifest's plan, each window size, and end-to-end training in
     PyTorch
     precision     frozen weights as f32, f16, int8 and int4: size, memory, speed, logits and accuracy
@@ -24,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import families
 import federation
 import loading
 import memory
@@ -32,6 +34,7 @@ import verification
 
 PARTS: dict[str, Callable[[Path, Path, bool], None]] = {
     "verification": verification.measure,
+    "families": families.measure,
     "memory": memory.measure,
     "precision": precision.measure,
     "federation": federation.measure,

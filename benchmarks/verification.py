@@ -24,4 +24,4 @@ def measure(shared: Path, folder: Path, quick: bool) -> None:
         for name, figures in verdict["programs"].items():
             rows.add_row(name, optimizer, f"{figures['max_error']:.1e}", f"{figures['time_ratio']:.2f}")
     out.print(rows)
-    (folder / "programs.json").write_text(json.dumps(results, indent=1))
+    (folder / "verification.json").write_text(json.dumps(results, indent=1))
