@@ -1,4 +1,4 @@
-"""Every family from a Hugging Face folder to verified programs: seconds of the export, error and time against eager, arena.
+"""Every family from a Hugging Face folder to verified programs: export, error and time against eager, arena.
 
 The models have random weights and medium sizes, two layers each. Decoders are exported twice: as classifiers, and to
 model language. Programs come from the cache where it has them; then the seconds say little.
