@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, Gemma2Config, LlamaConfig
 
+from chainfed.toolchain import vocabulary_loss
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.optimizers import OptimizerSettings
 from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
@@ -75,6 +76,17 @@ def test_programs_match_the_reference(model: str, optimizer: str, tokens_at_once
         values = programs[name].function(*inputs.values())
         outputs = {spec.name: value for spec, value in zip(programs[name].outputs, values, strict=True)}
         assert difference(outputs, reference.run(name, inputs)) < 1e-5, name
+
+
+def test_a_lowered_window_walks_the_vocabulary_in_a_loop_within_the_loop_over_rows(
+    lowered: Any, difference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary_loss, "CHUNK_ROWS", 20)
+    assert vocabulary_loss.chunk_rows(50) == 10
+    settings = make_settings(_CONFIGURATIONS["llama"], tokens_at_once=16, windows=(1,))
+    program = lowered(build_programs(settings)["window_q1"])
+    inputs = make_inputs(program.definition)
+    assert difference(program.run(inputs), reference_of(settings).run("window_q1", inputs)) < 1e-5
 
 
 def test_a_window_has_adapters_and_no_trained_head() -> None:

@@ -11,7 +11,7 @@ from chainfed.toolchain.vocabulary_loss import vocabulary_logits, vocabulary_los
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("vocabulary", [7, 40, 50], ids=["one chunk", "whole chunks", "a partial chunk"])
+@pytest.mark.parametrize("vocabulary", [7, 40, 53], ids=["one chunk", "a loop", "a partial chunk"])
 def test_losses_hits_and_gradients(vocabulary: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_ROWS", 20)
     generator = torch.Generator().manual_seed(vocabulary)

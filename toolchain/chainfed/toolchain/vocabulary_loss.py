@@ -9,17 +9,19 @@ float32 unless said.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
 from torch.nn import functional
 
 from chainfed.toolchain.widening import gather_rows, widened
 
 Named = Mapping[str, Tensor]
 
-CHUNK_ROWS = 2048
+CHUNK_ROWS = 1024
 """Rows of the vocabulary at a time: the logits of a chunk stay small, and its products stay large enough to be fast."""
 
 _LOWEST = -1e30
@@ -67,26 +69,59 @@ class _VocabularyLoss(torch.autograd.Function):
 
 
 def _loss_and_gradient(features: Tensor, head: Named, targets: Tensor, softcap: float | None) -> tuple[Tensor, ...]:
-    count = features.shape[0]
-    highest = torch.full((count, 1), _LOWEST)
-    total = torch.zeros((count, 1))
-    pulled = torch.zeros_like(features)
-    wanted = torch.zeros((count, 1))
-    for start, rows in _chunks(head):
-        logits, slope = _capped(functional.linear(features, rows), softcap)
-        wanted = wanted + _logit_of(targets - start, logits)
-        higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
-        shrink = (highest - higher).exp()
-        shares = (logits - higher).exp()
-        total = total * shrink + shares.sum(dim=1, keepdim=True)
-        pulled = pulled * shrink + torch.mm(shares if slope is None else shares * slope, rows)
-        highest = higher
+    count, width = features.shape
+    so_far: tuple[Tensor, ...] = (
+        torch.full((count, 1), _LOWEST),
+        torch.zeros((count, 1)),
+        torch.zeros((count, width)),
+        torch.zeros((count, 1)),
+    )
+    step = partial(_add_chunk, tuple(head), softcap)
+    vocabulary, rows = head["weight"].shape[0], chunk_rows(head["weight"].shape[0])
+    if rows == vocabulary or vocabulary % rows:
+        for start in range(0, vocabulary, rows):
+            chunk = [tensor[start : start + rows] for tensor in head.values()]
+            so_far = step(*so_far, torch.tensor(start), *chunk, features, targets)
+    else:
+        chunks = [tensor.view(vocabulary // rows, rows, *tensor.shape[1:]) for tensor in head.values()]
+        starts = torch.arange(0, vocabulary, rows)
+        so_far = tuple(scan_op(step, list(so_far), [starts, *chunks], (features, targets)))
+    highest, total, pulled, wanted = so_far
     pushed = gather_rows(head, "weight", targets)
     if softcap is not None:
         pushed = pushed * (1.0 - wanted * wanted * (1.0 / softcap**2))
     losses = highest + total.log() - wanted
     hits = (wanted >= highest).to(features.dtype)
     return losses.squeeze(1), hits.squeeze(1), pulled / total - pushed
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of a chunk: the largest divisor of the vocabulary up to `CHUNK_ROWS`, for which the walk is a loop.
+
+    Where all divisors are small, chunks have `CHUNK_ROWS` rows, the last one fewer, and the program grows with them.
+    """
+    largest = next(rows for rows in range(min(CHUNK_ROWS, vocabulary), 0, -1) if vocabulary % rows == 0)
+    return largest if largest >= CHUNK_ROWS // 8 else CHUNK_ROWS
+
+
+def _add_chunk(names: tuple[str, ...], softcap: float | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """What is known of the vocabulary so far, and one more chunk of it -> what is known then.
+
+    highest (N, 1), total (N, 1), pulled (N, D) and wanted (N, 1); the number of the chunk's first row, its stored
+    tensors; features (N, D) and targets (N,).
+    """
+    highest, total, pulled, wanted, start, *stored, features, targets = tensors
+    rows = widened(dict(zip(names, stored, strict=True)))["weight"]
+    logits, slope = _capped(functional.linear(features, rows), softcap)
+    higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
+    shrink = (highest - higher).exp()
+    shares = (logits - higher).exp()
+    return (
+        higher,
+        total * shrink + shares.sum(dim=1, keepdim=True),
+        pulled * shrink + torch.mm(shares if slope is None else shares * slope, rows),
+        wanted + _logit_of(targets - start, logits),
+    )
 
 
 def vocabulary_logits(features: Tensor, head: Named, softcap: float | None = None) -> Tensor:
