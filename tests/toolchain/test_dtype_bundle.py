@@ -120,3 +120,7 @@ def test_weights_that_a_dtype_cannot_hold_are_refused(
     safetensors.numpy.save_file(tensors, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"key\.weight has values beyond what float16 holds .*--dtype f16 cannot"):
         export_dtype("f16", model)
+
+
+def test_a_second_export_of_int8_gives_equal_bytes(int8_bundle: Bundle, export_dtype: Callable[..., Bundle]) -> None:
+    assert export_dtype("int8").manifest_bytes == int8_bundle.manifest_bytes

@@ -34,7 +34,7 @@ def settings(tiny_bundle: Bundle, tiny_model: Path, tmp_path: Path) -> ExportSet
 def no_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes lowering and measuring fail: whatever is exported must come from the cache."""
 
-    def lower_nothing(_: object, names: Sequence[str]) -> Iterator[None]:
+    def lower_nothing(_: object, names: Sequence[str], weights: Path) -> Iterator[None]:
         assert not names, "the cache should have had these"
         return iter(())
 
