@@ -27,8 +27,8 @@ from chainfed.toolchain.programs import ProgramDefinition
 
 aten = torch.ops.aten
 
-_LOADED_BYTES = 800_000
-"""What a loaded program and its operators take beside arena and workspace."""
+_PART_BYTES = 20_000
+"""What each part that XNNPACK computes takes beside its workspace: it is a runtime with operators of its own."""
 _WORKSPACE_MARGIN = 1.2
 """What XNNPACK was measured to take over the values of its parts: 0.96 to 1.43 times as much, mostly up to 1.2."""
 _KERNEL_COLUMNS = 32
@@ -65,7 +65,8 @@ def estimate_plan(program: ProgramDefinition) -> MemoryPlan:
     )
     entry = ProgramEntry(file="", inputs=inputs, outputs=outputs, arena_bytes=need.arena)
     plan = plan_memory(program.name, entry, need.arena)  # the rest of it follows from the tensors alone
-    return with_workspace(plan, round(_WORKSPACE_MARGIN * sum(sorted(need.workspaces)[-2:])) + _LOADED_BYTES)
+    workspace = _WORKSPACE_MARGIN * sum(sorted(need.workspaces)[-2:]) + _PART_BYTES * len(need.workspaces)
+    return with_workspace(plan, round(workspace))
 
 
 def with_workspace(plan: MemoryPlan, workspace_bytes: int) -> MemoryPlan:

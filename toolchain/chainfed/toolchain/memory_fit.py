@@ -147,40 +147,51 @@ class _Estimates:
             yield RoundMemory(size, *shape, own, plan.file_bytes, measured)
 
     def _prefix(self, shape: Shape) -> MemoryPlan:
+        bundle = self._question.bundle
+        plan = self._estimated_prefix(shape)
+        if bundle is None:
+            return plan
+        return _scaled(plan, bundle.manifest.prefix, self._estimated_prefix(_own_shape(bundle)))
+
+    def _estimated_prefix(self, shape: Shape) -> MemoryPlan:
         names = [name for name in measured_programs(self._question.settings) if not name.startswith("window")]
         return prefix_plan({name: self._estimate(name, shape) for name in names})
 
     def _window(self, size: int, shape: Shape) -> MemoryPlan:
-        name = window_program(size)
-        plan = self._estimate(name, shape)
         bundle = self._question.bundle
+        plan = self._estimate(window_program(size), shape)
         if bundle is None or size not in bundle.manifest.windows:
             return plan
-        measured, estimated = bundle.manifest.windows[size], self._estimate(name, _own_shape(bundle))
-        scale = measured.workspace_bytes / estimated.workspace_bytes
-        return with_workspace(plan, round(plan.workspace_bytes * scale))
+        return _scaled(plan, bundle.manifest.windows[size], self._estimate(window_program(size), _own_shape(bundle)))
 
     def _estimate(self, name: str, shape: Shape) -> MemoryPlan:
-        """The plan of a program at a shape, from a graph of the fewest rows that has the same arena and workspace."""
-        settings = _at(self._question.settings, shape)
         key = name, shape
         if key not in self._plans:
             if self._on_progress is not None:
                 self._on_progress(f"{name}, {shape[0]} rows of {shape[1]} tokens", self._done, self._total)
             self._done += 1
+            settings = _at(self._question.settings, shape)
             self._plans[key] = estimate_plan(build_programs(settings)[name])
         return self._plans[key]
 
     def _needed(self) -> Iterator[tuple[str, Shape]]:
         """All that `rounds` will ask for: what the display counts to."""
         bundle = self._question.bundle
-        own = _own_shape(bundle) if bundle is not None else None
-        for name in measured_programs(self._question.settings):
-            for shape in self._question.shapes:
-                if shape != own:
-                    yield name, shape
-            if own is not None and name.startswith("window") and set(self._question.shapes) != {own}:
-                yield name, own
+        own = [] if bundle is None else [_own_shape(bundle)]
+        asked = set(self._question.shapes).difference(own)
+        for name, shape in product(measured_programs(self._question.settings), [*asked, *own] if asked else []):
+            is_window = name.startswith("window")
+            has_plan = (
+                bundle is None or not is_window or any(name == window_program(q) for q in bundle.manifest.windows)
+            )
+            if shape in asked or has_plan:
+                yield name, shape
+
+
+def _scaled(plan: MemoryPlan, measured: MemoryPlan, estimated: MemoryPlan) -> MemoryPlan:
+    """A plan whose workspace is scaled by how the measured one of another shape compares with its estimate."""
+    scale = measured.workspace_bytes / max(1, estimated.workspace_bytes)
+    return with_workspace(plan, round(plan.workspace_bytes * scale))
 
 
 def _own_shape(bundle: Bundle) -> Shape:

@@ -79,8 +79,8 @@ def _show_memory(
     if plot is not None:
         check_plot_path(plot)
     names = ("--batch-sizes", "--seq-lens", "--windows")
-    batch_sizes, seq_lens, windows = (parse_sizes(name, text) for name, text in zip(names, lists, strict=True))
-    show_fit(target, ask(target, batch_sizes, seq_lens, windows, adapter_dim=adapter_dim), budget, plot, as_json)
+    rows, lengths, windows = (parse_sizes(name, text) for name, text in zip(names, lists, strict=True))
+    show_fit(target, ask(target, rows, lengths, windows, adapter_dim), budget, plot, as_json)
 
 
 def _show_facts(facts: Mapping[str, Any]) -> None:
