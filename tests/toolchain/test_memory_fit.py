@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import pytest
 from chainfed.core.cli import run
 from chainfed.core.errors import BadInputError, ModelError
 from chainfed.core.manifest import Bundle
-from chainfed.toolchain.memory_fit import answer, ask, parse_bytes
+from chainfed.toolchain.lowering import trace
+from chainfed.toolchain.memory_estimate import graph_need
+from chainfed.toolchain.memory_fit import alike, answer, ask, parse_bytes
+from chainfed.toolchain.steps import build_programs
+from chainfed.toolchain.verify import settings_of
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -54,6 +59,17 @@ def test_estimates_of_a_bundle_follow_what_was_measured_of_it(tiny_bundle: Bundl
     assert near[0].mapped_bytes == measured[0].mapped_bytes
     assert [done for _, done, _ in steps] == list(range(8))
     assert {total for _, _, total in steps} == {8}
+
+
+def test_a_graph_of_two_parts_needs_what_one_of_more_parts_needs(tiny_bundle: Bundle) -> None:
+    settings = replace(settings_of(tiny_bundle), tokens_at_once=32)
+    assert alike(settings, "window_q2", (8, 16)) == (4, 16)
+    assert alike(settings, "window_q2", (4, 16)) == (4, 16)
+    assert alike(settings, "window_q2", (3, 16)) == (3, 16)  # in parts of one row, but two rows fit at once
+    assert alike(settings, "window_q2", (2, 16)) == (2, 16)
+    assert alike(settings, "block", (8, 16)) == (8, 16)
+    eight, four = (build_programs(replace(settings, batch_size=rows))["window_q2"] for rows in (8, 4))
+    assert graph_need(trace(eight)) == graph_need(trace(four))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 ExecuTorch keeps in its arena what one part of a program hands to another, and XNNPACK keeps in its workspace what
 stays within a part that it computes. Both are found by walking the graph in its order: a tensor lives from where it is
-made to where it is last used. Two things are known from measurement, not from the graph: XNNPACK enlarges its workspace
-by a new block before it frees the old one, so the two largest parts count; and a loaded program takes some memory
-itself.
+made to where it is last used. The parts share one workspace. It grows when a part needs more than those before, and
+XNNPACK takes the larger block before it frees the smaller one, so both count. What XNNPACK takes beyond that is not in
+the graph and was measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ aten = torch.ops.aten
 _PART_BYTES = 20_000
 """What each part that XNNPACK computes takes beside its workspace: it is a runtime with operators of its own."""
 _WORKSPACE_MARGIN = 1.2
-"""What XNNPACK was measured to take over the values of its parts: 0.96 to 1.43 times as much, mostly up to 1.2."""
+"""What XNNPACK was measured to take over the values in its workspace: mostly 1.0 to 1.3 times as much."""
 _KERNEL_COLUMNS = 32
 """XNNPACK packs the right side of a product in panels of so many columns."""
 _EXTRA_BYTES = 128
@@ -56,17 +56,27 @@ class _Part:
     delegated: bool
 
 
-def estimate_plan(program: ProgramDefinition) -> MemoryPlan:
-    """The memory plan that an export would measure, estimated."""
-    need = graph_need(trace(program))
+def estimate_plan(program: ProgramDefinition, need: GraphNeed | None = None) -> MemoryPlan:
+    """The memory plan that an export would measure, estimated; `need`: of the program's graph, where it is known."""
+    need = need or graph_need(trace(program))
     inputs, outputs = (
         tuple(EntrySpec(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs)
         for specs in (program.inputs, program.outputs)
     )
     entry = ProgramEntry(file="", inputs=inputs, outputs=outputs, arena_bytes=need.arena)
     plan = plan_memory(program.name, entry, need.arena)  # the rest of it follows from the tensors alone
-    workspace = _WORKSPACE_MARGIN * sum(sorted(need.workspaces)[-2:]) + _PART_BYTES * len(need.workspaces)
+    workspace = _WORKSPACE_MARGIN * _peak_while_growing(need.workspaces) + _PART_BYTES * len(need.workspaces)
     return with_workspace(plan, round(workspace))
+
+
+def _peak_while_growing(workspaces: Sequence[int]) -> int:
+    """The most that is held while one workspace serves these needs in turn, old and new block counted together."""
+    held = peak = 0
+    for needed in workspaces:
+        if needed > held:
+            peak = max(peak, held + needed)
+            held = needed
+    return peak
 
 
 def with_workspace(plan: MemoryPlan, workspace_bytes: int) -> MemoryPlan:

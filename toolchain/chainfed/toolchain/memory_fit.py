@@ -12,7 +12,9 @@ from chainfed.core.errors import BadInputError
 from chainfed.core.manifest import MANIFEST_FILE, Bundle, MemoryPlan, window_program
 from chainfed.toolchain.checkpoint import family_of, locate_model, read_model_config
 from chainfed.toolchain.export_settings import ExportSettings, program_settings
-from chainfed.toolchain.memory_estimate import estimate_plan, with_workspace
+from chainfed.toolchain.gradient_accumulation import rows_at_once
+from chainfed.toolchain.lowering import trace
+from chainfed.toolchain.memory_estimate import GraphNeed, estimate_plan, graph_need, with_workspace
 from chainfed.toolchain.memory_plan import prefix_plan
 from chainfed.toolchain.program_files import measured_programs
 from chainfed.toolchain.programs import ProgramSettings
@@ -130,6 +132,7 @@ class _Estimates:
         self._question = question
         self._on_progress = on_progress
         self._plans: dict[tuple[str, Shape], MemoryPlan] = {}
+        self._needs: dict[tuple[str, Shape], GraphNeed] = {}
         self._done = 0
         self._total = len(set(self._needed()))
 
@@ -170,9 +173,16 @@ class _Estimates:
             if self._on_progress is not None:
                 self._on_progress(f"{name}, {shape[0]} rows of {shape[1]} tokens", self._done, self._total)
             self._done += 1
-            settings = _at(self._question.settings, shape)
-            self._plans[key] = estimate_plan(build_programs(settings)[name])
+            settings = self._question.settings
+            program = build_programs(_at(settings, shape))[name]
+            self._plans[key] = estimate_plan(program, self._need(name, alike(settings, name, shape)))
         return self._plans[key]
+
+    def _need(self, name: str, shape: Shape) -> GraphNeed:
+        key = name, shape
+        if key not in self._needs:
+            self._needs[key] = graph_need(trace(build_programs(_at(self._question.settings, shape))[name]))
+        return self._needs[key]
 
     def _needed(self) -> Iterator[tuple[str, Shape]]:
         """All that `rounds` will ask for: what the display counts to."""
@@ -186,6 +196,20 @@ class _Estimates:
             )
             if shape in asked or has_plan:
                 yield name, shape
+
+
+def alike(settings: ProgramSettings, name: str, shape: Shape) -> Shape:
+    """The shape of fewest rows at which a program's graph needs what it needs at `shape`.
+
+    A classifier's training step takes its rows in parts, and a third part adds nothing but rows of its inputs.
+    """
+    batch_size, seq_len = shape
+    if not name.startswith("window") or settings.task != "classification":
+        return shape
+    rows = rows_at_once(batch_size, seq_len, settings.tokens_at_once)
+    two_parts = min(batch_size, 2 * rows)
+    same_parts = rows_at_once(two_parts, seq_len, settings.tokens_at_once) == rows
+    return (two_parts, seq_len) if same_parts else shape
 
 
 def _scaled(plan: MemoryPlan, measured: MemoryPlan, estimated: MemoryPlan) -> MemoryPlan:

@@ -40,12 +40,14 @@ def show_fit(target: str, question: Question, budget: int, plot: Path | None, as
 
 def _show(target: str, question: Question, budget: int, rounds: Sequence[RoundMemory]) -> None:
     needs = {(entry.window_size, (entry.batch_size, entry.seq_len)): entry for entry in rounds}
-    columns = [f"{rows} x {length}" for rows, length in question.shapes]
-    shown = table(f"What fits {megabytes(budget)}: {target}, rows x tokens", "window", *columns, "mapped weights")
-    for size in question.settings.windows:
-        entries = [needs[size, shape] for shape in question.shapes]
-        cells = [_cell(entry, budget) for entry in entries]
-        shown.add_row(f"{size} layer{'s' if size > 1 else ''}", *cells, megabytes(entries[0].mapped_bytes))
+    windows = question.settings.windows
+    columns = [f"window of {size}" for size in windows]
+    shown = table(f"What fits {megabytes(budget)}: {target}", "rows x tokens", *columns)
+    for shape in question.shapes:
+        shown.add_row(f"{shape[0]} x {shape[1]}", *(_cell(needs[size, shape], budget) for size in windows))
+    shown.add_section()
+    mapped = (needs[size, question.shapes[0]].mapped_bytes for size in windows)
+    shown.add_row("mapped weights", *(megabytes(count) for count in mapped))
     out.print(shown)
     fitting = [entry for entry in rounds if entry.own_bytes <= budget]
     if not fitting:
