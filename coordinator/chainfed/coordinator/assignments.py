@@ -15,12 +15,12 @@ from chainfed.core.tensors import STATISTICS_PIECE, adapter_names, head_names
 from chainfed.v1 import blob_pb2, device_service_pb2
 
 PROGRAMS = {
-    RoundKind.PROFILE: ("embed", "pool"),
-    RoundKind.WARMUP: ("embed", "pool", "head"),
-    RoundKind.TRAIN: ("embed",),
-    RoundKind.EVALUATE: ("embed", "score"),
+    RoundKind.PROFILE: ("pool",),
+    RoundKind.WARMUP: ("pool", "head"),
+    RoundKind.TRAIN: (),
+    RoundKind.EVALUATE: ("score",),
 }
-"""Programs of each kind of round beside those of the layers that it runs and of its window."""
+"""Programs of each kind of round after `embed` and the layers that it runs; a training round runs its window's too."""
 
 
 def blob_message(blob: Blob) -> blob_pb2.BlobRef:
@@ -91,7 +91,7 @@ def _train_task(run: Run, window: Window) -> device_service_pb2.TrainTask:
 
 
 def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[blob_pb2.NamedBlob]:
-    programs = [*PROGRAMS[kind], *manifest.block_programs(window.first_layer if window else None)]
+    programs = ["embed", *manifest.block_programs(window.first_layer if window else None), *PROGRAMS[kind]]
     programs += [window_program(window.size)] if window else []
     paths = [TOKENIZER_FILE, *(manifest.programs[name].file for name in programs)]
     passed, end = (window.first_layer, window.end + 1) if window else (manifest.model.num_layers,) * 2
@@ -106,7 +106,7 @@ def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[b
 def missing_parts(manifest: Manifest) -> list[str]:
     """Programs and files that a run needs and the manifest does not name; empty for a whole bundle."""
     programs = {name for names in PROGRAMS.values() for name in names} | {window_program(q) for q in manifest.windows}
-    programs |= set(manifest.block_programs())
+    programs |= {"embed", *manifest.block_programs()}
     missing = sorted(programs - manifest.programs.keys())
     paths = [TOKENIZER_FILE, *manifest.weight_files()]
     paths += [entry.file for entry in manifest.programs.values()]
