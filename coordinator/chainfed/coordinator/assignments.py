@@ -15,17 +15,17 @@ from chainfed.core.tensors import STATISTICS_PIECE, adapter_names, head_names
 from chainfed.v1 import blob_pb2, device_service_pb2
 
 PROGRAMS = {
-    RoundKind.PROFILE: ("embed", "pool"),
-    RoundKind.WARMUP: ("embed", "pool", "head"),
-    RoundKind.TRAIN: ("embed",),
-    RoundKind.EVALUATE: ("embed", "score"),
+    RoundKind.PROFILE: ("pool",),
+    RoundKind.WARMUP: ("pool", "head"),
+    RoundKind.TRAIN: (),
+    RoundKind.EVALUATE: ("score",),
 }
-"""Programs of each kind of round beside those of the layers that it runs and of its window."""
+"""Programs of each kind of round after `embed` and the layers that it runs; a training round runs its window's too."""
 
-LANGUAGE_PROGRAMS = {
-    RoundKind.PROFILE: ("embed",),
-    RoundKind.TRAIN: ("embed",),
-    RoundKind.EVALUATE: ("embed", "score"),
+LANGUAGE_PROGRAMS: dict[RoundKind, tuple[str, ...]] = {
+    RoundKind.PROFILE: (),
+    RoundKind.TRAIN: (),
+    RoundKind.EVALUATE: ("score",),
 }
 """The same for language models, which have no heads to train."""
 
@@ -100,7 +100,8 @@ def _train_task(run: Run, window: Window) -> device_service_pb2.TrainTask:
 
 
 def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[blob_pb2.NamedBlob]:
-    programs = [*_programs(manifest)[kind], *manifest.block_programs(window.first_layer if window else None)]
+    blocks = manifest.block_programs(window.first_layer if window else None)
+    programs = ["embed", *blocks, *_programs(manifest)[kind]]
     programs += [window_program(window.size)] if window else []
     tokenizer = [TOKENIZER_FILE] if manifest.has_tokenizer else []
     paths = [*tokenizer, *(manifest.programs[name].file for name in programs)]
@@ -116,7 +117,7 @@ def _files(manifest: Manifest, kind: RoundKind, window: Window | None) -> list[b
 def missing_parts(manifest: Manifest) -> list[str]:
     """Programs and files that a run needs and the manifest does not name; empty for a whole bundle."""
     programs = {name for names in _programs(manifest).values() for name in names}
-    programs |= {window_program(size) for size in manifest.windows} | set(manifest.block_programs())
+    programs |= {"embed", *manifest.block_programs(), *(window_program(size) for size in manifest.windows)}
     missing = sorted(programs - manifest.programs.keys())
     paths = [*([] if manifest.is_language_model else [TOKENIZER_FILE]), *manifest.weight_files()]
     paths += [entry.file for entry in manifest.programs.values()]

@@ -292,7 +292,7 @@ class Manifest(_Part):
     @property
     def blocks_hold_weights(self) -> bool:
         """Whether every layer has a block program of its own, which holds its weights."""
-        return BLOCK_PROGRAM not in self.programs
+        return frozen_block_program(0) in self.programs
 
     def block_program(self, layer: int) -> str:
         """Name of the program that passes hidden states through a layer and its adapter."""
