@@ -26,6 +26,8 @@ Progress = Callable[[str, int, int], None]
 Shape = tuple[int, int]
 """Batch size and sequence length."""
 
+_USUAL_BATCH_SIZES = (1, 4, 8)
+_USUAL_LENGTH = 128
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
@@ -85,7 +87,7 @@ def ask(
     """The question about a bundle, or about a model of which only `config.json` is read.
 
     Without batch sizes and lengths, a bundle is asked about its own shape and halves of it, and a model about batches
-    of 1, 4 and 8 rows of 128 and 256 tokens, as far as it has positions.
+    of 1, 4 and 8 rows of 128 tokens, or of as many as it has positions.
 
     Raises:
         BadInputError: a size does not fit the model, or `adapter_dim` is given for a bundle.
@@ -106,13 +108,13 @@ def ask(
         return Question(settings, _shapes(settings, batch_sizes, seq_lens), bundle)
     folder = locate_model(target)
     family = family_of(folder, read_model_config(folder))
-    lengths = seq_lens or [length for length in (128, 256) if length <= family.max_seq_len] or [family.max_seq_len]
+    lengths = seq_lens or [min(_USUAL_LENGTH, family.max_seq_len)]
     chosen = tuple(windows) if windows else None
     exported = ExportSettings(
         target, ("0", "1"), Path(), seq_len=min(lengths), adapter_dim=adapter_dim or 32, windows=chosen
     )
     settings = program_settings(exported, family)
-    return Question(settings, _shapes(settings, batch_sizes or (1, 4, 8), lengths), None)
+    return Question(settings, _shapes(settings, batch_sizes or _USUAL_BATCH_SIZES, lengths), None)
 
 
 def answer(question: Question, on_progress: Progress | None = None) -> list[RoundMemory]:
