@@ -31,12 +31,12 @@ from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache
 from chainfed.toolchain.program_files import ProgramWriter, program_file
 from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
-from chainfed.toolchain.reference import Reference
+from chainfed.toolchain.reference import Reference, reference_of
 from chainfed.toolchain.steps import build_programs
 
 _ADAPTER_DIM = 64
 _LABELS = 4
-_VOCABULARY = 1000  # no program measured here holds an embedding
+_VOCABULARY = 1000  # of an encoder: no program measured here takes its embeddings
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Row:
         program: `block`, or `q` and the size of the window.
         batch_size: rows.
         seq_len: tokens in a row.
+        targets: positions of a row that go through the language-model head; 0 for a classifier.
         asked_ratio: the time over eager's that was asked for; None for a report only.
         asked_mb: the anonymous memory that was asked for, likewise.
     """
@@ -56,6 +57,7 @@ class Row:
     program: str
     batch_size: int
     seq_len: int
+    targets: int = 0
     asked_ratio: float | None = None
     asked_mb: float | None = None
 
@@ -103,24 +105,24 @@ def _roberta_large(layers: int) -> Any:
 def _llama_1b(layers: int) -> Any:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 2048}
-    return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=_VOCABULARY, pad_token_id=0)
+    return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=128_256, pad_token_id=0)
 
 
 def _llama_7b(layers: int) -> Any:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 2048}
-    return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=_VOCABULARY, pad_token_id=0)
+    return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=32_000, pad_token_id=0)
 
 
 MODELS: Mapping[str, Callable[[int], Any]] = {"roberta": _roberta_large, "llama-1b": _llama_1b, "llama-7b": _llama_7b}
 ROWS = (
     *(
-        Row("roberta", f"q{size}", 8, 256, 1.0, asked)
+        Row("roberta", f"q{size}", 8, 256, asked_ratio=1.0, asked_mb=asked)
         for size, asked in ((1, 80.0), (2, 150.0), (3, 170.0), (6, 220.0))
     ),
-    Row("roberta", "block", 8, 256, 1.0),
-    Row("llama-1b", "q2", 1, 512, 1.0, 400.0),
-    Row("llama-7b", "q6", 1, 256),
+    Row("roberta", "block", 8, 256, asked_ratio=1.0),
+    Row("llama-1b", "q2", 1, 512, 511, 1.0, 400.0),
+    Row("llama-7b", "q6", 1, 256, 255),
 )
 
 
@@ -164,7 +166,7 @@ def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Re
         set_threads(1)
         with Program(new.path(program_file(row.name)), entry) as program:
             inputs = _inputs(settings, definition)
-            cpu, wall, error = _race(program, Reference(settings), row.name, inputs, pairs)
+            cpu, wall, error = _race(program, reference_of(settings), row.name, inputs, pairs)
     ours, theirs = zip(*cpu, strict=True)
     return Result(
         model=row.model,
@@ -196,7 +198,9 @@ def _settings(row: Row, layers: int) -> ProgramSettings:
         batch_size=row.batch_size,
         seq_len=row.seq_len,
         adapter_dim=_ADAPTER_DIM,
-        num_labels=_LABELS,
+        num_labels=0 if row.targets else _LABELS,
+        task="language_modelling" if row.targets else "classification",
+        max_target_tokens=row.targets,
         windows=(row.window_size,),
         pooling=family.default_pooling,
     )
@@ -219,6 +223,12 @@ def _inputs(settings: ProgramSettings, definition: ProgramDefinition) -> dict[st
             inputs[spec.name] = torch.arange(spec.shape[0]) % settings.num_labels
         elif spec.name == "sample_weights":
             inputs[spec.name] = torch.full(spec.shape, 1.0 / spec.shape[0])
+        elif spec.name == "target_places":
+            inputs[spec.name] = torch.arange(spec.shape[1]).repeat(spec.shape[0], 1)
+        elif spec.name == "targets":
+            inputs[spec.name] = torch.randint(settings.family.vocab_size, spec.shape, generator=generator)
+        elif spec.name == "target_weights":
+            inputs[spec.name] = torch.full(spec.shape, 1.0 / (spec.shape[0] * spec.shape[1]))
         elif spec.name == "mask":
             inputs[spec.name] = (torch.arange(spec.shape[1]) < spec.shape[1] * 7 // 8).float().repeat(spec.shape[0], 1)
         elif spec.name.startswith("state."):
