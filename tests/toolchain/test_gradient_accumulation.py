@@ -59,6 +59,14 @@ def test_a_program_in_parts_matches_the_reference(
         theirs |= {name: tensor for name, tensor in expected.items() if name in theirs}
 
 
+def test_a_layer_in_parts_matches_the_reference(
+    make_settings: Any, lowered: Any, make_inputs: Any, difference: Any
+) -> None:
+    parts = lowered(build_programs(replace(make_settings(), tokens_at_once=8))["block"])
+    inputs = make_inputs(parts.definition)
+    assert difference(parts.run(inputs), Reference(make_settings()).run("block", inputs)) < 1e-5
+
+
 def test_the_arena_holds_one_part_of_the_batch(
     in_parts: tuple[Any, Reference], make_settings: Any, lowered: Any
 ) -> None:

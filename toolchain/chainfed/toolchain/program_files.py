@@ -144,12 +144,13 @@ def _program_keys(settings: ProgramSettings, definitions: Mapping[str, ProgramDe
         source_digest([*_LOWERING, type(family).__module__]),
         {name: value for name, value in family.config.to_dict().items() if name not in _NOT_IN_PROGRAMS},
         settings.task,
+        settings.tokens_at_once,
     ]
     return {
         name: content_key(
             shared,
             settings.pooling if _pools(definition) else None,
-            [vars(settings.optimizer), settings.tokens_at_once] if _trains(definition) else None,
+            vars(settings.optimizer) if _trains(definition) else None,
             [name, _shapes(definition.inputs), _shapes(definition.outputs)],
         )
         for name, definition in definitions.items()

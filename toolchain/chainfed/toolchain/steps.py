@@ -9,10 +9,13 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from chainfed.core.manifest import frozen_block_program
 from chainfed.toolchain.adapters import adapter
+from chainfed.toolchain.batch_parts import in_parts
 from chainfed.toolchain.classification_steps import classification_programs
+from chainfed.toolchain.gradient_accumulation import rows_at_once
 from chainfed.toolchain.language_steps import language_programs
 from chainfed.toolchain.programs import (
     Named,
@@ -76,5 +79,14 @@ def _embed(settings: ProgramSettings, tensors: Named) -> Named:
 
 
 def _block(settings: ProgramSettings, tensors: Named) -> Named:
+    batched = {name: tensors[name] for name in ("h", "mask")}
+    shared = {name: tensor for name, tensor in tensors.items() if name not in batched}
+    rows = rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once)
+    if settings.dtype in ("int8", "int4"):
+        rows = settings.batch_size  # constants are put into a graph without a loop
+    return {"h": in_parts(partial(_layer_and_adapter, settings), batched, shared, rows)}
+
+
+def _layer_and_adapter(settings: ProgramSettings, tensors: Named) -> Tensor:
     h = settings.family.layer(layer_weights(tensors, "layer."), tensors["h"], tensors["mask"])
-    return {"h": adapter(h, tensors["adapter.down"], tensors["adapter.up"])}
+    return adapter(h, tensors["adapter.down"], tensors["adapter.up"])
