@@ -17,7 +17,7 @@ from transformers import AutoModel, RobertaConfig
 
 from chainfed.core.console import megabytes, out, table
 from chainfed.core.examples import Example, read_examples
-from chainfed.core.manifest import TOKENIZER_FILE, Bundle, ProgramEntry, TensorSpec, WeightDtype, layer_file
+from chainfed.core.manifest import TOKENIZER_FILE, Bundle, Manifest, ProgramEntry, TensorSpec, WeightDtype, layer_file
 from chainfed.core.tensors import Tensors, head_names, statistics_names
 from chainfed.runtime.prediction import predict
 from chainfed.runtime.program import Program, set_threads
@@ -73,13 +73,18 @@ def _sizes_and_times(bundles: Mapping[WeightDtype, Bundle], dtype: WeightDtype, 
     return {
         "bundle_bytes": sum(entry.bytes for entry in manifest.files.values()),
         "shard_bytes": manifest.files[layer_file(0)].bytes,
-        "block_bytes": manifest.prefix.file_bytes,
+        "block_bytes": manifest.files[_passed_file(manifest)].bytes,
         "window_anonymous_bytes": manifest.windows[_WINDOW].anonymous_bytes,
         "prefix_anonymous_bytes": manifest.prefix.anonymous_bytes,
         "step_over_f32": step_ratio,
         "block_over_eager": block_ratio,
         "block_error": block_error,
     }
+
+
+def _passed_file(manifest: Manifest) -> str:
+    """Where the weights lie of a layer that a device only passes through."""
+    return manifest.programs[manifest.block_program(0)].file if manifest.blocks_hold_weights else layer_file(0)
 
 
 def _case(bundle: Bundle, program: str) -> Case:

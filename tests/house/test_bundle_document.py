@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 BUNDLES = Path(__file__).parents[1] / "vectors" / "bundles"
-NAMED_BY_THE_USER = ("files", "programs", "windows", "created_by")
+NAMED_BY_THE_USER = ("files", "programs", "windows", "created_by", "between")
 
 
 @pytest.fixture(scope="module")

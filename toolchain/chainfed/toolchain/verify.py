@@ -33,7 +33,7 @@ _BY_ROW = ("h", "features", "logits")
 
 ROUNDING_TOLERANCE = 0.05
 """What is allowed to programs that round activations to int8 in front of each matrix, as a share of the result's norm;
-measured are 0.003 to 0.02."""
+measured are 0.005 to 0.024."""
 
 
 @dataclass(frozen=True)
