@@ -134,7 +134,9 @@ def export_dtype(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def export(dtype: Any, model: Path = tiny_model) -> Bundle:
         out = tmp_path_factory.mktemp(f"tiny-{dtype}") / "bundle"
-        settings = ExportSettings(str(model), TINY_LABELS, out, 16, 4, adapter_dim=8, windows=(2,), dtype=dtype)
+        settings = ExportSettings(
+            str(model), TINY_LABELS, out, seq_len=16, batch_size=4, adapter_dim=8, windows=(2,), dtype=dtype
+        )
         return export_bundle(settings)
 
     return export

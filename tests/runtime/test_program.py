@@ -14,7 +14,7 @@ from chainfed.core.errors import BundleError, NotFiniteError
 from chainfed.core.examples import Example
 from chainfed.core.manifest import Bundle
 from chainfed.core.tensors import decode
-from chainfed.runtime import prediction
+from chainfed.runtime import whole_model
 from chainfed.runtime.prediction import predict
 from chainfed.runtime.program import Program
 from chainfed.runtime.tokenization import Tokenizer
@@ -109,7 +109,7 @@ def test_the_whole_model_predicts_as_transformers_does(
 ) -> None:
     import transformers
 
-    monkeypatch.setattr(prediction, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(whole_model, "CHUNK_BYTES", chunk_bytes)
     generator = np.random.default_rng(1)
     start = decode(tiny_bundle.path("adapters.safetensors").read_bytes(), "adapters")
     state = {

@@ -87,7 +87,7 @@ class Checkpoint:
         shape = (self.family.vocab_size, self.family.hidden_size)
         return "weight", self._weights.select({"weight": key}, {"weight": shape})
 
-    def check_weights(self, language_model: bool) -> None:
+    def check_weights(self, language_model: bool = False) -> None:
         """Raises ModelError unless every tensor that the family needs is there, in its shape; reads none of them."""
         self.embeddings()
         self.output()
