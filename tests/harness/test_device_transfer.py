@@ -407,8 +407,8 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     good = data_file(tmp_path, 0)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    unlabelled = tmp_path / "unlabelled.jsonl"
-    unlabelled.write_text('{"text": "a"}\n')
+    textless = tmp_path / "textless.jsonl"
+    textless.write_text('{"label": 1}\n')
 
     def run(address: str, data: Path) -> tuple[int, str]:
         options = ["--coordinator", address, "--state", str(tmp_path / "s"), "--data", str(data), "--patience", "0.3"]
@@ -418,7 +418,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
         ("127.0.0.1:9", good, 7, "No coordinator answers at 127.0.0.1:9"),
         ("nowhere", good, 3, "HOST:PORT"),
         ("127.0.0.1:9", empty, 3, "holds no example"),
-        ("127.0.0.1:9", unlabelled, 3, "has no `label`"),
+        ("127.0.0.1:9", textless, 3, "has no `text`"),
         ("127.0.0.1:9", tmp_path / "none.jsonl", 3, "does not exist"),
     ):
         found, said = run(address, data)

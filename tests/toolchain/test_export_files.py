@@ -199,5 +199,5 @@ def test_the_source_digest_follows_imports() -> None:
     lowering = source_digest(["chainfed.toolchain.lowering"])
     assert lowering == source_digest(["chainfed.toolchain.lowering"])
     assert lowering != source_digest(["chainfed.toolchain.lowering", "chainfed.toolchain.export"])
-    both = source_digest(["chainfed.toolchain.lowering", "chainfed.toolchain.steps"])
-    assert both == lowering, "steps is imported by lowering, so it counts already"
+    both = source_digest(["chainfed.toolchain.lowering", "chainfed.toolchain.programs"])
+    assert both == lowering, "programs is imported by lowering, so it counts already"

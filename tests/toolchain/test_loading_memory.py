@@ -36,7 +36,7 @@ from chainfed.toolchain import program_files
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
 
-program_files.lower_programs = lambda settings, names: ((name, b"program", 1) for name in names)
+program_files.lower_programs = lambda settings, names, weights=None: ((name, b"program", 1) for name in names)
 program_files.measure_peaks = lambda programs: dict.fromkeys(programs, 1)
 settings = ExportSettings(sys.argv[1], ("no", "yes"), Path(sys.argv[2]), seq_len=8, batch_size=1, adapter_dim=4)
 with PeakSampler() as sampler:

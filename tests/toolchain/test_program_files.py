@@ -34,7 +34,7 @@ def lowered_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Pro
     """`lowered_by(settings)`: the programs that an export lowers, after all exports before it."""
     lowered: set[str] = set()
 
-    def lower(settings: ProgramSettings, names: Sequence[str]) -> Iterator[tuple[str, bytes, int]]:
+    def lower(settings: ProgramSettings, names: Sequence[str], weights: Path) -> Iterator[tuple[str, bytes, int]]:
         lowered.update(names)
         return ((name, f"{name} {settings.num_labels}".encode(), 1) for name in names)
 
