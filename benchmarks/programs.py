@@ -3,6 +3,7 @@
 No checkpoint is needed: a program depends on shapes only. Both sides run the same step on one thread, in turn; a row
 says the median over the pairs of the quotient of their CPU times. Memory is measured in processes of their own, as for
 a bundle's manifest: arena, what XNNPACK allocates beside it, optimiser state, and the inputs that are not mapped files.
+The row `roberta round` is a device's whole round, beside end-to-end training; it writes 3 GB and removes them.
 
 Example: make bench-programs ARGS="roberta q1 --pairs 3"
 Lowered programs and measured memory are cached in $CHAINFED_CACHE; tables go to runs/bench/programs.json and .md too.
@@ -17,8 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import device_round
 import torch
 from transformers import LlamaConfig, RobertaConfig
 
@@ -97,24 +98,29 @@ class Result:
     asked_mb: float | None
 
 
-def _roberta_large(layers: int) -> Any:
+def _roberta_large(layers: int, vocab_size: int = _VOCABULARY) -> RobertaConfig:
     sizes = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "max_position_embeddings": 514}
-    return RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=_VOCABULARY)
+    return RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=vocab_size, type_vocab_size=1)
 
 
-def _llama_1b(layers: int) -> Any:
+def _llama_1b(layers: int) -> LlamaConfig:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 2048}
     return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=128_256, pad_token_id=0)
 
 
-def _llama_7b(layers: int) -> Any:
+def _llama_7b(layers: int) -> LlamaConfig:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 2048}
     return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=32_000, pad_token_id=0)
 
 
-MODELS: Mapping[str, Callable[[int], Any]] = {"roberta": _roberta_large, "llama-1b": _llama_1b, "llama-7b": _llama_7b}
+Config = RobertaConfig | LlamaConfig
+MODELS: Mapping[str, Callable[[int], Config]] = {
+    "roberta": _roberta_large,
+    "llama-1b": _llama_1b,
+    "llama-7b": _llama_7b,
+}
 ROWS = (
     *(
         Row("roberta", f"q{size}", 8, 256, asked_ratio=1.0, asked_mb=asked)
@@ -126,9 +132,12 @@ ROWS = (
 )
 
 
+_ROUND = {"roberta", "round"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = sorted({row.model for row in ROWS} | {row.program for row in ROWS})
+    words = sorted({row.model for row in ROWS} | {row.program for row in ROWS} | _ROUND)
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help=f"rows that have all of these: {', '.join(words)}; every row without"
     )
@@ -139,16 +148,23 @@ def main() -> None:
     if unknown := [word for word in options.words if word not in words]:
         parser.error(f"unknown word {unknown[0]!r}; choose from {', '.join(words)}")
     rows = [row for row in ROWS if {row.model, row.program} >= set(options.words)]
-    if not rows:
+    whole_round = set(options.words) <= _ROUND
+    if not rows and not whole_round:
         parser.error(f"no row has all of {', '.join(options.words)}; name a model, a program, or one of each")
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     for number, row in enumerate(rows, start=1):
         err.print(f"{number} of {len(rows)}: {row.model} {row.program}")
         results.append(measure(row, options.out.absolute(), options.pairs, options.layers))
-    _print(results)
-    (options.out / "programs.json").write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    (options.out / "programs.md").write_text(_markdown(results))
+    if results:
+        _print(results)
+        (options.out / "programs.json").write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        (options.out / "programs.md").write_text(_markdown(results))
+    if whole_round:
+        err.print("a device's whole round, and end-to-end training")
+        rounds = device_round.measure(_roberta_large(24, 50_265), options.out.absolute())
+        out.print(device_round.show(rounds))
+        (options.out / "round.json").write_text(json.dumps([asdict(each) for each in rounds], indent=1) + "\n")
 
 
 def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Result:

@@ -50,24 +50,39 @@ def test_products_take_a_weight_as_it_is_stored() -> None:
     assert calls == {aten.linear.default: 2, aten.add.Tensor: 1}
 
 
+def test_a_tall_weight_becomes_the_first_factor() -> None:
+    """Its result is transposed instead of its rows being packed; a weight that is wide, or smaller than x, stays."""
+
+    def linear(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+        turned = torch.nn.functional.linear(x, tall, bias)
+        return torch.nn.functional.linear(turned, wide).sum() + torch.nn.functional.linear(rows, tall).sum()
+
+    tensors = [torch.randn(*shape) for shape in ((5, 4), (8, 4), (3, 8), (8,), (9, 4))]
+    graph_module, calls = _rewritten(linear, *tensors)
+    assert calls[aten.linear.default] == 3
+    assert calls[aten.permute_copy.default] == calls[aten.add.Tensor] - 1 == 1
+    first = [node.args[0].name for node in graph_module.graph.nodes if node.target is aten.linear.default]
+    assert [name for name in first if name.startswith("tall")] == ["tall_1"]
+
+
 def test_a_transposed_input_is_not_mistaken_for_a_weight() -> None:
     _, calls = _rewritten(lambda x, y: x.t() @ y, torch.randn(5, 4), torch.randn(5, 3))
     assert calls == {aten.permute_copy.default: 1, aten.mm.default: 1}
 
 
 def test_long_sums_are_split() -> None:
-    """Both forms of a product, in parts of at most 4,096 numbers; a bias is added once."""
+    """Both forms of a product, in parts of at most 2,048 numbers; a bias is added once."""
 
     def products(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, weight, bias) + x @ other
 
     tensors = [torch.randn(*shape) * 0.01 for shape in ((2, 9000), (3, 9000), (3,), (9000, 3))]
     graph_module, calls = _rewritten(products, *tensors)
-    assert calls[aten.linear.default] == calls[aten.mm.default] == 3
+    assert calls[aten.linear.default] == calls[aten.mm.default] == 5
     widths = {
         node.args[0].meta["val"].shape[1] for node in graph_module.graph.nodes if node.target is aten.linear.default
     }
-    assert widths == {3000}
+    assert widths == {1800}
 
 
 def test_norms_of_decoders_need_no_power_and_no_repetition() -> None:
@@ -80,6 +95,16 @@ def test_norms_of_decoders_need_no_power_and_no_repetition() -> None:
     assert not {aten.pow.Tensor_Scalar, aten.mean.dim} & calls.keys()
     _, calls = _rewritten(lambda x: x.sum(1, keepdim=True).expand(5, 8) / 3 * x, torch.randn(5, 8))
     assert aten.expand.default not in calls
+
+
+def test_silu_backward_fills_no_tensors() -> None:
+    """Autograd writes 1 - s as two filled tensors, a copy and a difference in place."""
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: (torch.nn.functional.silu(y) * y.cos()).sum())(x)
+
+    _, calls = _rewritten(gradient, torch.randn(5, 8))
+    assert not {aten.full.default, aten.copy_.default, aten.sub_.Tensor, aten.add.Scalar} & calls.keys()
 
 
 def test_turning_halves_back_writes_into_no_zeros() -> None:

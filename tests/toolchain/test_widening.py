@@ -14,13 +14,12 @@ from transformers import BertConfig
 
 from chainfed.core import manifest
 from chainfed.core.manifest import ProgramEntry
-from chainfed.toolchain.classification_steps import window_program
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.lowering import lower, trace
 from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings, TensorSpec
 from chainfed.toolchain.quantization import narrow, widen
-from chainfed.toolchain.steps import block_program
+from chainfed.toolchain.steps import block_program, build_programs
 from chainfed.toolchain.widening import gather_rows, widened
 
 MATRICES_A_LAYER = 6
@@ -53,7 +52,7 @@ def test_forward_and_backward_widen_each_matrix_for_themselves(
     dtype, make_settings: Callable[..., ProgramSettings]
 ) -> None:
     settings = replace(make_settings("sgd"), dtype=dtype)
-    graph = trace(window_program(settings, 2)).graph
+    graph = trace(build_programs(settings)["window_q2"]).graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     narrow_inputs = [node for node in inputs if node.meta["val"].dtype in (torch.float16, torch.int8)]
     assert len(narrow_inputs) == 2 * MATRICES_A_LAYER

@@ -36,10 +36,12 @@ class Usage:
     """What the work on one assignment took, over all processes that took part in it.
 
     peak_anonymous_bytes: RssAnon over the level right before the work, after the texts became token ids.
+    peak_resident_bytes: the same of RssAnon and the pages of mapped files together.
     """
 
     cpu_seconds: float
     peak_anonymous_bytes: int
+    peak_resident_bytes: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def compute(
     if done is not None:
         return Finding(done, _usage(journal))
     _check_budget(bundle, assignment, memory_budget_bytes)
-    session = len({number for number, _, _ in journal.find("usage")})
+    session = len({number for number, *_ in journal.find("usage")})
     state = map_state(bundle.manifest, pieces)
     kept = _kept_depth(storage, assignment, bundle, pieces, data)
     if assignment.WhichOneof("task") == EVALUATE and 0 < assignment.evaluate.max_examples < len(data):
@@ -99,7 +101,7 @@ def compute(
 
         def note() -> None:
             used = time.process_time() - cpu_before
-            journal.append({"usage": [session, used, sampler.peak_bytes]})
+            journal.append({"usage": [session, used, sampler.peak_bytes, sampler.peak_resident_bytes]})
 
         def checkpoint(message: str) -> None:
             if time.time() * 1000 > assignment.deadline_unix_ms > 0:
@@ -132,13 +134,13 @@ def _run(work: Work, assignment: pb.Assignment) -> Outcome:
 
 
 def _usage(journal: Journal) -> Usage:
-    """Processor time of the last note of every process that worked on it, summed, and the highest peak."""
+    """Processor time of the last note of every process that worked on it, summed, and the highest peaks."""
     last: dict[int, float] = {}
-    peak = 0
-    for session, cpu_seconds, peak_bytes in journal.find("usage"):
+    anonymous = resident = 0
+    for session, cpu_seconds, peak_bytes, peak_resident_bytes in journal.find("usage"):
         last[session] = cpu_seconds
-        peak = max(peak, peak_bytes)
-    return Usage(sum(last.values()), peak)
+        anonymous, resident = max(anonymous, peak_bytes), max(resident, peak_resident_bytes)
+    return Usage(sum(last.values()), anonymous, resident)
 
 
 def _check_budget(bundle: DeviceBundle, assignment: pb.Assignment, budget: int) -> None:

@@ -93,7 +93,8 @@ class DeviceReport:
     """What a device did in all.
 
     assignments: how many of each kind were handed in ("profile", "warmup", "train", "evaluate"), and "abandoned".
-    bytes_down, bytes_up: blobs received and updates sent. peak_anonymous_bytes: the highest of any assignment.
+    bytes_down, bytes_up: blobs received and updates sent. peak_anonymous_bytes, peak_resident_bytes: the highest of any
+    assignment.
     """
 
     device_id: str
@@ -101,6 +102,7 @@ class DeviceReport:
     bytes_down: int
     bytes_up: int
     peak_anonymous_bytes: int
+    peak_resident_bytes: int
     cpu_seconds: float
     reason: str
 
@@ -149,6 +151,7 @@ class _Device:
     bytes_down: int = 0
     bytes_up: int = 0
     peak_anonymous_bytes: int = 0
+    peak_resident_bytes: int = 0
     cpu_seconds: float = 0.0
     tokens: dict[tuple[str, Path], TokenData] = field(default_factory=dict)
 
@@ -177,6 +180,7 @@ class _Device:
             bytes_down=self.bytes_down,
             bytes_up=self.bytes_up,
             peak_anonymous_bytes=self.peak_anonymous_bytes,
+            peak_resident_bytes=self.peak_resident_bytes,
             cpu_seconds=self.cpu_seconds,
             reason=reason,
         )
@@ -221,8 +225,10 @@ class _Device:
             journal.discard()
             self.storage.pieces.keep_only({path.name for path in pieces.values()})
             self.counts[kind] += 1
-            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, finding.usage.peak_anonymous_bytes)
-            self.cpu_seconds += finding.usage.cpu_seconds
+            usage = finding.usage
+            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, usage.peak_anonymous_bytes)
+            self.peak_resident_bytes = max(self.peak_resident_bytes, usage.peak_resident_bytes)
+            self.cpu_seconds += usage.cpu_seconds
         except StopWork as stop:
             self._abandon(assignment, stop.reason, str(stop))
         except NotFiniteError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from chainfed.core.tensors import FloatArray
 from chainfed.runtime.feeds import Named, language_head_feed, output_feed
 from chainfed.runtime.language_data import NO_TARGET, LanguageRows, all_targets
 from chainfed.runtime.program import Program
-from chainfed.runtime.whole_model import last_hidden_states, load_program, rows_at_a_time
+from chainfed.runtime.whole_model import chunks, last_hidden_states, load_program
 
 State = Mapping[str, FloatArray | torch.Tensor]
 
@@ -37,22 +38,14 @@ def predict_targets(
     BundleError when bundle and state do not fit, NotFiniteError when the loss is not finite.
     """
     tensors = {name: torch.as_tensor(tensor) for name, tensor in state.items()}
-    chunk_rows, layers = rows_at_a_time(bundle), bundle.manifest.model.num_layers
-    starts = range(0, len(rows.ids), chunk_rows)
     parts: list[Predicted] = []
-    for number, start in enumerate(starts):
-
-        def advance(done: int, before: int = number * layers) -> None:
-            if progress is not None:
-                progress(before + done, len(starts) * layers)
-
-        end = start + chunk_rows
-        chunk = LanguageRows(rows.ids[start:end], rows.mask[start:end], rows.labels[start:end])
-        parts += _predict_chunk(bundle, tensors, chunk, advance)
+    for chunk, advance in chunks(bundle, len(rows.ids), progress):
+        chosen = LanguageRows(rows.ids[chunk], rows.mask[chunk], rows.labels[chunk])
+        parts += _predict_chunk(bundle, tensors, chosen, advance)
     total = Predicted(
         sum(part.correct for part in parts), sum(part.loss_sum for part in parts), sum(part.targets for part in parts)
     )
-    if total.loss_sum != total.loss_sum or abs(total.loss_sum) == float("inf"):
+    if not math.isfinite(total.loss_sum):
         raise NotFiniteError("The model's loss is not finite; use an earlier checkpoint or a lower learning rate.")
     return total
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 _INTERVAL_SECONDS = 0.005
 _M_MMAP_THRESHOLD = -3
@@ -26,26 +27,28 @@ try:
     reset = os.open(folder + "/clear_refs", os.O_WRONLY)
 except OSError:
     reset = -1
-peak = before = 0
+peak = before = resident = 0
 while True:
     asked = select.select([0], [], [], interval)[0]
     try:
         fields = dict(re.findall(rb"(VmHWM|RssAnon|RssFile|RssShmem):\\s+(\\d+)", os.pread(status, 8192, 0)))
         anonymous, files = int(fields[b"RssAnon"]), int(fields[b"RssFile"]) + int(fields[b"RssShmem"])
+        together = anonymous + files
         if reset >= 0:
-            anonymous = max(anonymous, int(fields[b"VmHWM"]) - max(files, before))
+            together = int(fields[b"VmHWM"])
+            anonymous = max(anonymous, together - max(files, before))
             os.write(reset, b"5")
         before = files
     except (OSError, KeyError):
         break
-    peak = max(peak, anonymous * 1024)
+    peak, resident = max(peak, anonymous * 1024), max(resident, together * 1024)
     if asked:
         command = os.read(0, 1)
         if not command:
             break
-        os.write(1, b"%d\\n" % peak)
+        os.write(1, b"%d %d\\n" % (peak, resident))
         if command == b"r":
-            peak = 0
+            peak = resident = 0
 """
 
 
@@ -76,10 +79,23 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
-class PeakSampler:
-    """The peak of this process's anonymous memory, read every 5 ms by a helper process while the context is open.
+class _Level(NamedTuple):
+    """Bytes of a process: its own, and with the pages of mapped files."""
 
-    `idle_bytes` is the level when the context was entered and `peak_bytes` the highest level above it, both in bytes.
+    anonymous: int
+    resident: int
+
+
+def _level() -> _Level:
+    anonymous = anonymous_bytes()
+    return _Level(anonymous, anonymous + file_bytes())
+
+
+class PeakSampler:
+    """The peak of this process's memory, read every 5 ms by a helper process while the context is open.
+
+    `peak_bytes` is the highest level of anonymous memory above the level when the context was entered;
+    `peak_resident_bytes` is the same with the pages of mapped files counted too.
     The helper ends with the context, and also when this process is killed. What it reads is never too low; on a machine
     so busy that the helper waits for a core, mapped files that come and go between two readings count as well.
     """
@@ -87,14 +103,18 @@ class PeakSampler:
     def __init__(self, interval_seconds: float = _INTERVAL_SECONDS) -> None:
         self._interval = interval_seconds
         self._helper: subprocess.Popen[str] | None = None
-        self._highest = 0
-        self.idle_bytes = 0
+        self._highest = _Level(0, 0)
+        self._idle = _Level(0, 0)
 
     @property
     def peak_bytes(self) -> int:
-        """Highest anonymous memory so far over `idle_bytes`; 0 or more."""
-        self._highest = max(self._highest, self._ask("p"), anonymous_bytes())
-        return max(0, self._highest - self.idle_bytes)
+        """Highest anonymous memory so far over what it was at first; 0 or more."""
+        return max(0, self._look().anonymous - self._idle.anonymous)
+
+    @property
+    def peak_resident_bytes(self) -> int:
+        """Highest anonymous memory and file pages together so far over what they were at first; 0 or more."""
+        return max(0, self._look().resident - self._idle.resident)
 
     def __enter__(self) -> PeakSampler:
         if anonymous_bytes() > 0:
@@ -108,30 +128,37 @@ class PeakSampler:
             self._ask("p")
         trim()
         self._ask("r")
-        self.idle_bytes = self._highest = anonymous_bytes()
+        self._idle = self._highest = _level()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._highest = max(self._highest, self._ask("p"))
+        self._look()
         helper, self._helper = self._helper, None
         if helper is not None and helper.stdin is not None and helper.stdout is not None:
             helper.stdin.close()
             helper.stdout.close()
             helper.wait()
 
-    def _ask(self, command: str) -> int:
-        """The helper's peak in bytes since it was last reset; 0 when there is no helper any more."""
+    def _look(self) -> _Level:
+        """The highest level so far."""
+        for level in (self._ask("p"), _level()):
+            self._highest = _Level(*map(max, self._highest, level))
+        return self._highest
+
+    def _ask(self, command: str) -> _Level:
+        """The helper's peaks since they were last reset; 0 when there is no helper any more."""
         helper = self._helper
         if helper is None or helper.stdin is None or helper.stdout is None:
-            return 0
+            return _Level(0, 0)
         try:
             helper.stdin.write(command)
             helper.stdin.flush()
-            return int(helper.stdout.readline())
+            anonymous, resident = helper.stdout.readline().split()
+            return _Level(int(anonymous), int(resident))
         except (OSError, ValueError):
-            return 0
+            return _Level(0, 0)
 
 
 def _status(field: str) -> int:

@@ -14,7 +14,7 @@ from chainfed.core.manifest import TOKENIZER_FILE, Bundle
 from chainfed.core.tensors import FloatArray
 from chainfed.runtime.feeds import Named, head_feed, output_feed
 from chainfed.runtime.tokenization import Tokenizer
-from chainfed.runtime.whole_model import last_hidden_states, load_program, rows_at_a_time
+from chainfed.runtime.whole_model import chunks, last_hidden_states, load_program
 
 Progress = Callable[[int, int], None]
 
@@ -47,22 +47,14 @@ def predict(
     fit, NotFiniteError when a logit is not finite.
     """
     tensors = {name: torch.as_tensor(tensor) for name, tensor in state.items()}
-    shapes, model = bundle.manifest.shapes, bundle.manifest.model
-    tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), bundle.manifest.tokenizer.pad_token_id, shapes.seq_len)
-    chunk_rows = rows_at_a_time(bundle)
-    starts = range(0, len(examples), chunk_rows)
-    parts: list[Prediction] = []
-    for number, start in enumerate(starts):
-
-        def advance(layers: int, before: int = number * model.num_layers) -> None:
-            if progress is not None:
-                progress(before + layers, len(starts) * model.num_layers)
-
-        parts.append(_predict_chunk(bundle, tensors, tokenizer, examples[start : start + chunk_rows], advance))
+    manifest = bundle.manifest
+    tokenizer = Tokenizer(bundle.path(TOKENIZER_FILE), manifest.tokenizer.pad_token_id, manifest.shapes.seq_len)
+    parts = [
+        _predict_chunk(bundle, tensors, tokenizer, examples[rows], advance)
+        for rows, advance in chunks(bundle, len(examples), progress)
+    ]
     logits = (
-        np.concatenate([part.logits for part in parts])
-        if parts
-        else np.zeros((0, bundle.manifest.num_labels), np.float32)
+        np.concatenate([part.logits for part in parts]) if parts else np.zeros((0, manifest.num_labels), np.float32)
     )
     if not np.isfinite(logits).all():
         raise NotFiniteError("The model's logits are not finite; use an earlier checkpoint or a lower learning rate.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -17,11 +18,24 @@ CHUNK_BYTES = 1 << 26
 """Hidden states to hold at a time."""
 
 
-def rows_at_a_time(bundle: Bundle) -> int:
-    """How many rows, a multiple of the batch size, have at most `CHUNK_BYTES` of hidden states."""
-    shapes = bundle.manifest.shapes
-    batch_bytes = shapes.batch_size * shapes.seq_len * bundle.manifest.model.hidden_size * 4
-    return max(1, CHUNK_BYTES // batch_bytes) * shapes.batch_size
+def chunks(
+    bundle: Bundle, num_rows: int, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[slice, Callable[[int], None]]]:
+    """Runs of rows, whole batches with at most `CHUNK_BYTES` of hidden states, and what to call with the layers done.
+
+    progress: called with (layers run so far, layers to run) over all the runs.
+    """
+    shapes, model = bundle.manifest.shapes, bundle.manifest.model
+    batch_bytes = shapes.batch_size * shapes.seq_len * model.hidden_size * 4
+    size = max(1, CHUNK_BYTES // batch_bytes) * shapes.batch_size
+    total = -(-num_rows // size) * model.num_layers
+
+    def report(before: int, layers: int) -> None:
+        if progress is not None:
+            progress(before + layers, total)
+
+    for number, start in enumerate(range(0, num_rows, size)):
+        yield slice(start, start + size), partial(report, number * model.num_layers)
 
 
 def last_hidden_states(

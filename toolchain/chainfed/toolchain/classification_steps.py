@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from chainfed.toolchain.adapters import auxiliary_branch
-from chainfed.toolchain.gradient_accumulation import accumulated_gradients, rows_at_once
 from chainfed.toolchain.losses import (
     correct_count,
     global_perspective_loss,
@@ -31,13 +30,13 @@ from chainfed.toolchain.programs import (
     specs,
     under,
 )
-from chainfed.toolchain.window import adapter_shapes, auxiliary_specs, layer_specs, window_output
+from chainfed.toolchain.window import WindowTask, adapter_shapes, window_output, window_program
 
 
 def classification_programs(settings: ProgramSettings) -> list[ProgramDefinition]:
     """What a classifier needs beside ``embed`` and ``block``: pool, head, score and one ``window_q{Q}`` a size."""
     programs = [pool_program(settings), head_program(settings), score_program(settings)]
-    return programs + [window_program(settings, size) for size in settings.windows]
+    return programs + [window_program(settings, size, window_task(settings, size)) for size in settings.windows]
 
 
 def pool_program(settings: ProgramSettings) -> ProgramDefinition:
@@ -67,18 +66,19 @@ def head_program(settings: ProgramSettings) -> ProgramDefinition:
     return ProgramDefinition("head", inputs, outputs, partial(_head_step, settings))
 
 
-def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefinition:
-    """The training step of a window of ``window_size`` layers (Algorithm 1, lines 5 to 9; Eq. 2)."""
-    shapes = _window_trainables(settings, window_size)
-    trainable = specs("trainable.", shapes)
-    state = specs("state.", state_shapes(settings.optimizer, shapes))
-    inputs = trainable + state + layer_specs(settings, window_size) + auxiliary_specs(settings, window_size)
-    inputs += _statistics(settings, "local_mean", "local_rstd", "final_mean", "final_rstd")
+def window_task(settings: ProgramSettings, window_size: int) -> WindowTask:
+    """Adapters, the local head of the window's end and the final head, on labels of whole rows."""
+    trainables = adapter_shapes(settings, window_size)
+    rates = dict.fromkeys(trainables, "adapter_lr")
+    for head, rate in (("local_head", "head_lr"), ("final_head", "final_head_lr")):
+        shapes = {f"{head}.{name}": shape for name, shape in _head_shapes(settings).items()}
+        trainables |= shapes
+        rates |= dict.fromkeys(shapes, rate)
+    inputs = _statistics(settings, "local_mean", "local_rstd", "final_mean", "final_rstd")
     inputs += _hidden_and_output(settings) + _batch(settings)
     inputs += scalars("adapter_lr", "head_lr", "final_head_lr", "global_loss_weight")
-    outputs = trainable + state + scalars("loss", "local_loss", "global_loss", "correct")
-    compute = partial(_window_step, settings, window_size)
-    return ProgramDefinition(f"window_q{window_size}", inputs, outputs, compute)
+    objective = partial(_window_objective, settings, window_size)
+    return WindowTask(objective, trainables, inputs, ("h", "mask", "labels", "sample_weights"), rates)
 
 
 def _pool(settings: ProgramSettings, tensors: Named) -> Named:
@@ -116,22 +116,6 @@ def _head_step(settings: ProgramSettings, tensors: Named) -> Named:
     return {**updated, **under("state.", new_state), "loss": loss, "correct": correct}
 
 
-def _window_step(settings: ProgramSettings, window_size: int, tensors: Named) -> Named:
-    parameters = below(tensors, "trainable.")
-    gradients, losses = accumulated_gradients(
-        partial(_window_objective, settings, window_size),
-        parameters,
-        {name: tensor for name, tensor in tensors.items() if not name.startswith(("trainable.", "state."))},
-        batched=("h", "mask", "labels", "sample_weights"),
-        sums=("local_loss", "global_loss", "correct"),
-        rows=rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once),
-    )
-    rates = {name: tensors[_learning_rate(name)] for name in parameters}
-    state = below(tensors, "state.")
-    updated, new_state = optimizer_step(settings.optimizer, parameters, gradients, state, rates)
-    return {**under("trainable.", updated), **under("state.", new_state), **losses}
-
-
 def _window_objective(
     settings: ProgramSettings, window_size: int, tensors: Named, trainable: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,18 +137,6 @@ def _window_objective(
     loss = global_perspective_loss(local_loss, global_loss, tensors["global_loss_weight"])
     parts = {"local_loss": local_loss, "global_loss": global_loss, "correct": correct_count(local_logits, *batch)}
     return loss, parts
-
-
-def _window_trainables(settings: ProgramSettings, window_size: int) -> dict[str, tuple[int, ...]]:
-    shapes = adapter_shapes(settings, window_size)
-    for head in ("local_head", "final_head"):
-        shapes |= {f"{head}.{name}": shape for name, shape in _head_shapes(settings).items()}
-    return shapes
-
-
-def _learning_rate(parameter: str) -> str:
-    """The input that holds the learning rate of a trainable of the window."""
-    return {"window": "adapter_lr", "local_head": "head_lr", "final_head": "final_head_lr"}[parameter.split(".")[0]]
 
 
 def _head(tensors: Named, name: str) -> tuple[Tensor, Tensor]:

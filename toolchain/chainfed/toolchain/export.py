@@ -30,6 +30,7 @@ from chainfed.core.manifest import (
     Shapes,
     Task,
     Tokenizer,
+    frozen_block_program,
     layer_file,
     window_program,
 )
@@ -58,7 +59,6 @@ from chainfed.toolchain.program_files import ProgramWriter
 from chainfed.toolchain.programs import ProgramSettings
 from chainfed.toolchain.quantization import NotStorableError, matrices, narrow, token_table
 from chainfed.toolchain.safetensors_file import TensorSource, write_tensors
-from chainfed.toolchain.steps import block_programs
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done next, how many steps are done, and how many there are."""
@@ -161,11 +161,11 @@ class _Export:
     def _write_weights(self) -> None:
         self._next("weights of the embeddings")
         tables = token_table(self._family.embedding_shapes, self._family.vocab_size)
-        self._write_narrowed(EMBEDDINGS_FILE, self._checkpoint.embeddings(), tables)
+        self._write_shard(EMBEDDINGS_FILE, self._checkpoint.embeddings(), tables)
         for layer in range(self._family.num_layers):
             self._next(f"weights of layer {layer}")
             weights = self._checkpoint.layer(layer)
-            self._write_narrowed(layer_file(layer), weights, matrices(self._family.layer_shapes))
+            self._write_shard(layer_file(layer), weights, matrices(self._family.layer_shapes))
         if self._family.output_shapes:
             self._write_shard(OUTPUT_FILE, self._checkpoint.output())
         self._write_state()
@@ -177,7 +177,7 @@ class _Export:
         name, own = self._checkpoint.language_head()
         if own is None:
             return LanguageHead(file=EMBEDDINGS_FILE, tensor=name)
-        self._write_narrowed(LANGUAGE_HEAD_FILE, own, list(own))
+        self._write_shard(LANGUAGE_HEAD_FILE, own, list(own))
         return LanguageHead(file=LANGUAGE_HEAD_FILE, tensor=name)
 
     def _write_state(self) -> None:
@@ -190,8 +190,8 @@ class _Export:
         )
         self._folder.write(ADAPTERS_FILE, encode(state))
 
-    def _write_narrowed(self, name: str, tensors: LazyTensors, narrowed: Collection[str]) -> None:
-        """Writes a shard of which some tensors are stored as `dtype`, with their scales beside them."""
+    def _write_shard(self, name: str, tensors: LazyTensors, narrowed: Collection[str] = ()) -> None:
+        """Writes a shard; the `narrowed` of its tensors are stored as `dtype`, with their scales beside them."""
         dtype = self._settings.dtype
         sources = tensors.sources()
         try:
@@ -207,18 +207,14 @@ class _Export:
         write_tensors(self._folder.path(name), sources, {})
         self._folder.add(name)
 
-    def _write_shard(self, name: str, tensors: LazyTensors) -> None:
-        write_tensors(self._folder.path(name), tensors.sources(), {})
-        self._folder.add(name)
-
     def _manifest(
         self, pad_token_id: int, chat: Chat | None, head: LanguageHead | None, peaks: Mapping[str, int]
     ) -> Manifest:
         entries = self._writer.entries
         plans = {name: plan_memory(name, entries[name], peak) for name, peak in peaks.items()}
         optimizer = self._programs.optimizer
-        block = block_programs(self._programs)[0].name
-        if block != BLOCK_PROGRAM:  # it holds the weights, so it is what a device maps
+        if self._programs.blocks_hold_weights:  # the program is what a device maps
+            block = frozen_block_program(0)
             program_bytes = self._folder.files[entries[block].file].bytes
             plans[BLOCK_PROGRAM] = plans[block].model_copy(update={"file_bytes": program_bytes})
         return Manifest(

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from chainfed.toolchain.adapters import auxiliary_branch
-from chainfed.toolchain.gradient_accumulation import accumulated_gradients, rows_at_once
 from chainfed.toolchain.losses import global_perspective_loss
-from chainfed.toolchain.optimizers import optimizer_step, state_shapes
 from chainfed.toolchain.programs import (
     Named,
     ProgramDefinition,
@@ -26,15 +24,14 @@ from chainfed.toolchain.programs import (
     scalars,
     specs,
     stored_specs,
-    under,
 )
 from chainfed.toolchain.vocabulary_loss import vocabulary_logits, vocabulary_loss
-from chainfed.toolchain.window import adapter_shapes, auxiliary_specs, layer_specs, window_output
+from chainfed.toolchain.window import WindowTask, adapter_shapes, window_output, window_program
 
 
 def language_programs(settings: ProgramSettings) -> list[ProgramDefinition]:
     """What a language model needs beside ``embed`` and ``block``: score, next and one ``window_q{Q}`` a size."""
-    windows = [window_program(settings, size) for size in settings.windows]
+    windows = [window_program(settings, size, window_task(settings, size)) for size in settings.windows]
     return [score_program(settings), next_program(settings), *windows]
 
 
@@ -52,42 +49,26 @@ def next_program(settings: ProgramSettings) -> ProgramDefinition:
     return ProgramDefinition("next", inputs, (logits,), partial(_next, settings))
 
 
-def window_program(settings: ProgramSettings, window_size: int) -> ProgramDefinition:
-    """The training step of a window of ``window_size`` layers (Algorithm 1, lines 5 to 9; Eq. 2)."""
-    shapes = adapter_shapes(settings, window_size)
-    trainable = specs("trainable.", shapes)
-    state = specs("state.", state_shapes(settings.optimizer, shapes))
-    inputs = trainable + state + layer_specs(settings, window_size) + auxiliary_specs(settings, window_size)
-    inputs += hidden_and_mask(settings) + _head(settings) + _targets(settings)
+def window_task(settings: ProgramSettings, window_size: int) -> WindowTask:
+    """Adapters, on the tokens that follow the target places."""
+    trainables = adapter_shapes(settings, window_size)
+    inputs = hidden_and_mask(settings) + _head(settings) + _targets(settings)
     inputs += scalars("adapter_lr", "global_loss_weight")
-    outputs = trainable + state + scalars("loss", "local_loss", "global_loss", "correct")
-    return ProgramDefinition(f"window_q{window_size}", inputs, outputs, partial(_window_step, settings, window_size))
+    batched = ("h", "mask", "target_places", "targets", "target_weights")
+    objective = partial(_window_objective, settings, window_size)
+    return WindowTask(objective, trainables, inputs, batched, dict.fromkeys(trainables, "adapter_lr"))
 
 
 def _score(settings: ProgramSettings, tensors: Named) -> Named:
     features = _features(settings, tensors, _at(tensors["h"], tensors["target_places"]))
-    loss, correct = _weighted_loss(settings, tensors, features)
-    return {"loss_sum": loss, "correct": correct}
+    targets, weights = tensors["targets"].flatten(), tensors["target_weights"].flatten()
+    losses, hits = vocabulary_loss(features, below(tensors, "lm_head."), targets, settings.family.logit_softcap)
+    return {"loss_sum": (losses * weights).sum(), "correct": _correct(hits, weights)}
 
 
 def _next(settings: ProgramSettings, tensors: Named) -> Named:
     features = _features(settings, tensors, _at(tensors["h"], tensors["places"].unsqueeze(1)))
     return {"logits": vocabulary_logits(features, below(tensors, "lm_head."), settings.family.logit_softcap)}
-
-
-def _window_step(settings: ProgramSettings, window_size: int, tensors: Named) -> Named:
-    parameters = below(tensors, "trainable.")
-    gradients, losses = accumulated_gradients(
-        partial(_window_objective, settings, window_size),
-        parameters,
-        {name: tensor for name, tensor in tensors.items() if not name.startswith(("trainable.", "state."))},
-        batched=("h", "mask", "target_places", "targets", "target_weights"),
-        sums=("local_loss", "global_loss", "correct"),
-        rows=rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once),
-    )
-    rates = dict.fromkeys(parameters, tensors["adapter_lr"])
-    updated, new_state = optimizer_step(settings.optimizer, parameters, gradients, below(tensors, "state."), rates)
-    return {**under("trainable.", updated), **under("state.", new_state), **losses}
 
 
 def _window_objective(
@@ -107,13 +88,6 @@ def _window_objective(
     local_loss, global_loss = (losses[:count] * weights).sum(), (losses[count:] * weights).sum()
     loss = global_perspective_loss(local_loss, global_loss, tensors["global_loss_weight"])
     return loss, {"local_loss": local_loss, "global_loss": global_loss, "correct": _correct(hits[:count], weights)}
-
-
-def _weighted_loss(settings: ProgramSettings, tensors: Named, features: Tensor) -> tuple[Tensor, Tensor]:
-    weights = tensors["target_weights"].flatten()
-    targets = tensors["targets"].flatten()
-    losses, hits = vocabulary_loss(features, below(tensors, "lm_head."), targets, settings.family.logit_softcap)
-    return (losses * weights).sum(), _correct(hits, weights)
 
 
 def _features(settings: ProgramSettings, tensors: Named, rows: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from executorch.exir.graph_module import get_control_flow_submodules
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from chainfed.toolchain.xnnpack_workspace import cut_to_workspace
+
 _POSITION = "chainfed_position"
 
 
@@ -46,7 +48,7 @@ class RunPartitioner(XnnpackPartitioner):  # type: ignore[misc]
             part = copy.copy(exported_program)
             part._graph_module = graph_module
             supported = {node for group in self.get_matched_nodes_from_configs(part) for node in group}
-            for run in _runs(graph_module, supported):
+            for run in filter(None, map(_without_views_around, cut_to_workspace(list(_runs(graph_module, supported))))):
                 tag = f"run_{number}_{run[0].meta[_POSITION]}"
                 tags[tag] = self.delegation_spec
                 for node in run:
@@ -90,17 +92,17 @@ def restore_order(graph_module: GraphModule) -> None:
 
 
 def _runs(graph_module: GraphModule, supported: set[Node]) -> Iterator[list[Node]]:
-    """Neighbours that XNNPACK can compute; views at either end are left out, as ExecuTorch makes them for nothing."""
+    """Neighbours that XNNPACK can compute."""
     run: list[Node] = []
     for node in graph_module.graph.nodes:
         if node in supported:
             run.append(node)
         elif node.op not in ("placeholder", "get_attr"):
-            yield from _without_views_around(run)
+            yield run
             run = []
 
 
-def _without_views_around(run: list[Node]) -> Iterator[list[Node]]:
+def _without_views_around(run: list[Node]) -> list[Node]:
+    """A run without the views at either end, which ExecuTorch makes for nothing."""
     computing = [index for index, node in enumerate(run) if node.target is not exir_ops.edge.aten.view_copy.default]
-    if computing:
-        yield run[computing[0] : computing[-1] + 1]
+    return run[computing[0] : computing[-1] + 1] if computing else []

@@ -24,7 +24,9 @@ _PACKAGES = ("executorch", "torch", "transformers")
 _NOT_IN_PROGRAMS = (
     "_name_or_path",
     "architectures",
+    "bos_token_id",
     "dtype",
+    "eos_token_id",
     "finetuning_task",
     "id2label",
     "label2id",
@@ -32,10 +34,11 @@ _NOT_IN_PROGRAMS = (
     "num_labels",
     "problem_type",
     "task_specific_params",
+    "tie_word_embeddings",
     "torch_dtype",
     "transformers_version",
 )
-"""What a model's configuration says about where it came from and what it was last tuned for."""
+"""What a model's configuration says that no program depends on: where it came from, what it was last tuned for."""
 
 
 def program_file(name: str) -> str:

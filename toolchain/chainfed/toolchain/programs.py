@@ -101,6 +101,11 @@ class ProgramSettings:
             raise ValueError(f"pooling {self.pooling!r} is unknown: use one of {', '.join(get_args(Pooling))}")
 
     @property
+    def blocks_hold_weights(self) -> bool:
+        """Whether each frozen layer has a ``block`` of its own with the weights inside, as quantised ones have."""
+        return self.dtype in ("int8", "int4")
+
+    @property
     def layer_tensors(self) -> tuple[StoredTensor, ...]:
         """What the weight file of a layer holds."""
         shapes = self.family.layer_shapes

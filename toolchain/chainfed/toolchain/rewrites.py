@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from chainfed.toolchain.scheduling import compute_late, recompute_cheap
 from chainfed.toolchain.widening import widen_at_each_use
 
 aten = torch.ops.aten
@@ -32,10 +33,18 @@ _VIEWS = {
     aten.squeeze.dims,
 }
 _TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default}
-_DEPTH = 4096
-"""The longest sum in a product."""
+_DEPTH, _PIECE = 4096, 2048
+"""The longest sum in a product, and in the pieces of one that is longer."""
+_WIDE = 2
+"""How many times wider than its input a product's result is where the product is turned around."""
 _NOT_MERGED = {aten.full.default, aten.bmm.default}
 _ELEMENTWISE = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.sub.Tensor}
+_SCALAR_FORMS = {
+    aten.add.Scalar: aten.add.Tensor,
+    aten.sub.Scalar: aten.sub.Tensor,
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.div.Scalar: aten.div.Tensor,
+}
 _COPIES = {aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -49,8 +58,12 @@ def rewrite(graph_module: GraphModule) -> GraphModule:
     while sum(apply(graph) for apply in _PASSES):
         graph.eliminate_dead_code()
     split_deep_products(graph)
+    subtract_from_constants(graph)
+    scalars_as_tensors(graph)
     merge_equal_nodes(graph)
     graph.eliminate_dead_code()
+    compute_late(graph)
+    recompute_cheap(graph)
     widen_at_each_use(graph)
     graph.lint()
     graph_module.recompile()
@@ -183,6 +196,28 @@ def products_with_transposed_right_side(graph: Graph) -> int:
     return count
 
 
+def turn_wide_products(graph: Graph) -> int:
+    """``linear(x, W)`` -> ``permute(linear(W, x))`` where W, an input, is much taller than wide, and larger than x.
+
+    XNNPACK packs the second factor at each call and then reads all of it again for every few rows of the first. The
+    larger one had better be the first; a wide result costs less to transpose than that saves. (What has to be widened
+    first, or becomes a constant, stays where it is: there XNNPACK packs once, or the matrix is quantised.)
+    """
+    count = 0
+    for node in _calls(graph, aten.linear.default):
+        x, weight, *bias = _args(node)
+        rows, depth = _shape(weight)
+        if weight.op != "placeholder" or rows < _WIDE * depth or _shape(x)[0] >= rows:
+            continue
+        with graph.inserting_before(node):
+            turned = _call(graph, aten.permute_copy.default, _call(graph, aten.linear.default, weight, x), [1, 0])
+            if bias:
+                turned = _call(graph, aten.add.Tensor, turned, bias[0])
+        _forward(node, turned)
+        count += 1
+    return count
+
+
 def broadcast_late(graph: Graph) -> int:
     """``expand(x) * c`` -> ``expand(x * c)``, and ``expand(x) * y`` -> ``x * y`` where y has the full shape anyway."""
     count = 0
@@ -234,7 +269,7 @@ def _is_piece_in_zeros(node: Node) -> bool:
 
 
 def split_deep_products(graph: Graph) -> None:
-    """A product that sums over more than ``_DEPTH`` numbers -> the sum of products over parts of them.
+    """A product that sums over more than ``_DEPTH`` numbers -> the sum of products over at most ``_PIECE`` of them.
 
     XNNPACK holds a strip of the weight in the cache of the second level, as long as the sum: at 8,192 it falls out of
     it, and a product takes almost three times as long.
@@ -245,7 +280,7 @@ def split_deep_products(graph: Graph) -> None:
             depth = _shape(x)[1]
             if depth <= _DEPTH:
                 continue
-            pieces = -(-depth // _DEPTH)
+            pieces = -(-depth // _PIECE)
             bounds = [depth * piece // pieces for piece in range(pieces + 1)]
             with graph.inserting_before(node):
                 total = None
@@ -257,6 +292,28 @@ def split_deep_products(graph: Graph) -> None:
                     total = product if total is None else _call(graph, aten.add.Tensor, total, product)
                     bias = []
             _forward(node, total)
+
+
+def subtract_from_constants(graph: Graph) -> None:
+    """``c - x``, which autograd writes as two filled tensors, a copy and a difference in place -> ``-x + c``."""
+    for node in _calls(graph, aten.sub_.Tensor):
+        filled, x = _args(node)[:2]
+        if not _is_call(filled, aten.copy_.default) or len(node.args) > 2 or node.kwargs:
+            continue
+        constant = _args(filled)[1]
+        if _is_call(constant, aten.full_like.default):
+            with graph.inserting_before(node):
+                negative = _call(graph, aten.mul.Tensor, x, -1.0)
+            _replace(node, aten.add.Tensor, negative, float(_args(constant)[1]))
+            graph.erase_node(filled)
+
+
+def scalars_as_tensors(graph: Graph) -> None:
+    """``mul.Scalar(x, c)`` -> ``mul.Tensor(x, c)``, and so on: XNNPACK computes only those, which take a constant."""
+    for scalar, tensor in _SCALAR_FORMS.items():
+        for node in _calls(graph, scalar):
+            if len(node.args) == 2 and not node.kwargs:
+                node.target = tensor
 
 
 def merge_equal_nodes(graph: Graph) -> int:
@@ -286,6 +343,7 @@ _PASSES: tuple[Callable[[Graph], int], ...] = (
     permute_after_splitting_heads,
     transpose_smaller_factor,
     products_with_transposed_right_side,
+    turn_wide_products,
     broadcast_late,
     join_scattered_halves,
     merge_equal_nodes,

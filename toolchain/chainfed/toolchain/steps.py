@@ -62,7 +62,7 @@ def block_programs(settings: ProgramSettings) -> list[ProgramDefinition]:
     Those are lowered by :mod:`chainfed.toolchain.frozen_block`; their ``compute`` takes the weights as ``block`` does.
     """
     shared = block_program(settings)
-    if settings.dtype not in ("int8", "int4"):
+    if not settings.blocks_hold_weights:
         return [shared]
     inputs = tuple(spec for spec in shared.inputs if not spec.name.startswith("layer."))
     layers = range(settings.family.num_layers)
@@ -82,7 +82,7 @@ def _block(settings: ProgramSettings, tensors: Named) -> Named:
     batched = {name: tensors[name] for name in ("h", "mask")}
     shared = {name: tensor for name, tensor in tensors.items() if name not in batched}
     rows = rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once)
-    if settings.dtype in ("int8", "int4"):
+    if settings.blocks_hold_weights:
         rows = settings.batch_size  # constants are put into a graph without a loop
     return {"h": in_parts(partial(_layer_and_adapter, settings), batched, shared, rows)}
 

@@ -8,7 +8,7 @@ float32 unless said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,8 @@ Named = Mapping[str, Tensor]
 CHUNK_ROWS = 1024
 """Rows of the vocabulary at a time: the logits of a chunk stay small, and its products stay large enough to be fast."""
 
+_TILE = 32
+"""Columns that XNNPACK computes at once, at most."""
 _LOWEST = -1e30
 
 
@@ -96,11 +98,16 @@ def _loss_and_gradient(features: Tensor, head: Named, targets: Tensor, softcap: 
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Rows of a chunk: the largest divisor of the vocabulary up to `CHUNK_ROWS`, for which the walk is a loop.
+    """Rows of a chunk: a divisor of the vocabulary up to `CHUNK_ROWS`, for which the walk is a loop.
 
-    Where all divisors are small, chunks have `CHUNK_ROWS` rows, the last one fewer, and the program grows with them.
+    It is the largest that XNNPACK multiplies without a remainder, if that is at least half of the largest there is: a
+    product of 1,002 columns takes 1.7 times as long as one of 768. Where all divisors are small, chunks have
+    `CHUNK_ROWS` rows, the last one fewer, and the program grows with them.
     """
-    largest = next(rows for rows in range(min(CHUNK_ROWS, vocabulary), 0, -1) if vocabulary % rows == 0)
+    divisors = [rows for rows in range(1, min(CHUNK_ROWS, vocabulary) + 1) if vocabulary % rows == 0]
+    largest, even = divisors[-1], [rows for rows in divisors if rows % _TILE == 0]
+    if even and even[-1] >= largest // 2:
+        return even[-1]
     return largest if largest >= CHUNK_ROWS // 8 else CHUNK_ROWS
 
 
@@ -126,15 +133,11 @@ def _add_chunk(names: tuple[str, ...], softcap: float | None, *tensors: Tensor) 
 
 def vocabulary_logits(features: Tensor, head: Named, softcap: float | None = None) -> Tensor:
     """The logits themselves, chunk by chunk: (N, D), ``weight`` (V, D) -> (N, V)."""
-    chunks = [_capped(functional.linear(features, rows), softcap)[0] for _, rows in _chunks(head)]
-    return torch.cat(chunks, dim=1)
-
-
-def _chunks(head: Named) -> Iterator[tuple[int, Tensor]]:
-    """The number of the first row, and the rows, of each chunk of a stored head, float32."""
+    chunks = []
     for start in range(0, head["weight"].shape[0], CHUNK_ROWS):
         stored = {name: tensor[start : start + CHUNK_ROWS] for name, tensor in head.items()}
-        yield start, widened(stored)["weight"]
+        chunks.append(_capped(functional.linear(features, widened(stored)["weight"]), softcap)[0])
+    return torch.cat(chunks, dim=1)
 
 
 def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:

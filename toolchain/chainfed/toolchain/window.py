@@ -1,15 +1,76 @@
-"""The layers of a window: the pass through them, and the tensors that every window's program takes.
+"""What the training steps of all tasks share: a window's layers, the tensors that they take, and the step itself.
 
 B batch, S sequence, D hidden size, A bottleneck, L layers, Q window size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
 from torch import Tensor
 
 from chainfed.toolchain.adapters import adapter
-from chainfed.toolchain.programs import Named, ProgramSettings, TensorSpec, below, specs, stored_specs
+from chainfed.toolchain.gradient_accumulation import accumulated_gradients, rows_at_once
+from chainfed.toolchain.optimizers import optimizer_step, state_shapes
+from chainfed.toolchain.programs import (
+    Named,
+    ProgramDefinition,
+    ProgramSettings,
+    TensorSpec,
+    below,
+    scalars,
+    specs,
+    stored_specs,
+    under,
+)
 from chainfed.toolchain.widening import widened
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """What a task makes of a window.
+
+    Attributes:
+        objective: (inputs of some rows, trainables) -> the loss, and local_loss, global_loss and correct by name, each
+            a sum over the rows.
+        trainables: name -> shape of what is trained.
+        inputs: what the program takes beside trainables, their state, layers and auxiliary adapters.
+        batched: those of the inputs whose first dimension is the batch.
+        rates: trainable -> the input that holds its learning rate.
+    """
+
+    objective: Callable[[Named, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+    trainables: Mapping[str, tuple[int, ...]]
+    inputs: tuple[TensorSpec, ...]
+    batched: tuple[str, ...]
+    rates: Mapping[str, str]
+
+
+def window_program(settings: ProgramSettings, window_size: int, task: WindowTask) -> ProgramDefinition:
+    """The training step of a window of ``window_size`` layers (Algorithm 1, lines 5 to 9; Eq. 2)."""
+    trainable = specs("trainable.", task.trainables)
+    state = specs("state.", state_shapes(settings.optimizer, task.trainables))
+    inputs = trainable + state + layer_specs(settings, window_size) + auxiliary_specs(settings, window_size)
+    outputs = trainable + state + scalars("loss", "local_loss", "global_loss", "correct")
+    compute = partial(_window_step, settings, task)
+    return ProgramDefinition(f"window_q{window_size}", inputs + task.inputs, outputs, compute)
+
+
+def _window_step(settings: ProgramSettings, task: WindowTask, tensors: Named) -> Named:
+    parameters, state = below(tensors, "trainable."), below(tensors, "state.")
+    gradients, losses = accumulated_gradients(
+        task.objective,
+        parameters,
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(("trainable.", "state."))},
+        batched=task.batched,
+        sums=("local_loss", "global_loss", "correct"),
+        rows=rows_at_once(settings.batch_size, settings.seq_len, settings.tokens_at_once),
+    )
+    rates = {name: tensors[rate] for name, rate in task.rates.items()}
+    updated, new_state = optimizer_step(settings.optimizer, parameters, gradients, state, rates)
+    return {**under("trainable.", updated), **under("state.", new_state), **losses}
 
 
 def window_output(settings: ProgramSettings, window_size: int, tensors: Named, trainable: Named) -> Tensor:

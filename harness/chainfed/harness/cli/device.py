@@ -112,6 +112,7 @@ def _as_json(report: DeviceReport) -> dict[str, object]:
         "bytes_down": report.bytes_down,
         "bytes_up": report.bytes_up,
         "peak_anonymous_bytes": report.peak_anonymous_bytes,
+        "peak_resident_bytes": report.peak_resident_bytes,
         "cpu_seconds": report.cpu_seconds,
         "reason": report.reason,
     }
@@ -124,5 +125,6 @@ def _show(report: DeviceReport) -> None:
     result.add_row("received", megabytes(report.bytes_down))
     result.add_row("sent", megabytes(report.bytes_up))
     result.add_row("peak of anonymous memory over idle", megabytes(report.peak_anonymous_bytes))
+    result.add_row("the same with pages of mapped files", megabytes(report.peak_resident_bytes))
     result.add_row("processor time", f"{report.cpu_seconds:.1f} s")
     out.print(result)
