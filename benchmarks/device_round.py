@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import tokenizers
@@ -33,6 +34,7 @@ ASKED = {1: 40.0, 3: 25.0}
 """Window size -> how many times less than end to end was asked for."""
 
 _BATCH, _TOKENS, _ADAPTER_DIM = 8, 256, 64
+_ROWS = 4 * _BATCH
 _LABELS = ("a", "b", "c", "d")
 
 
@@ -113,9 +115,11 @@ def _word(index: int) -> str:
 
 
 def _write_rows(path: Path, vocab_size: int) -> Path:
-    """One batch of full rows."""
+    """Four batches of full rows; words as frequent as in natural text, which is how much of the table a batch reads."""
     draw = random.Random(0)
-    texts = (" ".join(_word(draw.randrange(vocab_size)) for _ in range(_TOKENS)) for _ in range(_BATCH))
+    frequencies = list(accumulate(1 / (rank + 2.7) for rank in range(vocab_size)))  # Zipf's law, Mandelbrot's form
+    words = range(vocab_size)
+    texts = (" ".join(map(_word, draw.choices(words, cum_weights=frequencies, k=_TOKENS))) for _ in range(_ROWS))
     rows = ({"text": text, "label": index % len(_LABELS)} for index, text in enumerate(texts))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -88,8 +88,9 @@ class Chain:
                 for batch, rows in self._pending(0, range(self._shape.num_batches)):
                     inputs = {"input_ids": self._data.ids[rows], "mask": self._data.mask[rows]}
                     self._finish(0, batch, inputs["mask"], program.run(inputs | feed, clone_outputs=False)["h"])
+                    shard.evict()  # the pages around a batch's tokens are much of the table
                 feed.clear()
-            self._complete(0)
+            self._publish()
         if depth >= max(first, 1):
             self._run_layers(max(first, 1), depth)
         trim()
@@ -130,7 +131,7 @@ class Chain:
                     if depth < last:
                         blocks.prefetch(depth)
                     self._run_layer(depth, source, run)
-                self._complete(depth)
+                self._publish()
 
     def _run_layer(self, depth: int, source: HiddenView, run: RunLayer) -> None:
         order = batch_order(self._shape.num_batches, self._destination(depth).base)
@@ -150,9 +151,10 @@ class Chain:
             self._on_batch(depth, batch, target, mask)
         self._done[depth] = self._done.get(depth, 0) + 1
         self._journal.append({"pass": [depth, self._done[depth]]})
+        self._release()
 
-    def _complete(self, depth: int) -> None:
-        self._publish()
+    def _release(self) -> None:
+        """Lets the pages of the hidden states go, so that as many are resident as a batch has."""
         for file in (self._hidden, self._kept_file):
             if file is not None:
                 file.release()

@@ -87,5 +87,6 @@ def _tokens(data: TokenData, hidden: HiddenView) -> Tokens:
             num_real = min(len(rows), len(data) - rows[0])
             real = data.mask[rows[:num_real]] > 0
             yield hidden.batch(batch)[:num_real][real]
+            hidden.file.release()
 
     return pieces

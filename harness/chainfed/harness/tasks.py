@@ -192,6 +192,7 @@ def evaluate(work: Work) -> EvaluationOutcome:
                 real = rows[: min(len(rows), len(work.data) - rows[0])]
                 inputs = feed | {"h": hidden.batch(batch), "mask": work.data.mask[rows]}
                 scored.append(_score(program, inputs, objective.scored(real)))
+                hidden.file.release()
                 work.journal.append({"score": scored[-1]})
                 work.checkpoint("")
             feed.clear()
