@@ -37,6 +37,8 @@ class ToyShard:
 
     def __exit__(self, *error: object) -> None: ...
 
+    def evict(self) -> None: ...
+
 
 class ToyBundle:
     """A bundle whose programs are a line of torch each; every layer tells the batches apart and is not linear."""
