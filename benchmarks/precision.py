@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import json
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from large_blocks import paired
 from tasks import AGNEWS, YELP, Task, model_folder
-from transformers import AutoModel, RobertaConfig
+from transformers import AutoModel
 
 from chainfed.core.console import megabytes, out, table
 from chainfed.core.examples import Example, read_examples
-from chainfed.core.manifest import TOKENIZER_FILE, Bundle, Manifest, ProgramEntry, TensorSpec, WeightDtype, layer_file
+from chainfed.core.manifest import TOKENIZER_FILE, Bundle, Manifest, ProgramEntry, WeightDtype, layer_file
 from chainfed.core.tensors import Tensors, head_names, statistics_names
 from chainfed.runtime.prediction import predict
 from chainfed.runtime.program import Program, set_threads
 from chainfed.runtime.tokenization import Tokenizer
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
-from chainfed.toolchain.families import family_for
-from chainfed.toolchain.frozen_block import lower_frozen_block
-from chainfed.toolchain.lowering import lower
-from chainfed.toolchain.memory_probe import measure_peaks
 from chainfed.toolchain.model_state import read_model_state
-from chainfed.toolchain.programs import ProgramSettings
-from chainfed.toolchain.quantization import StoredArray, matrices, narrow
 from chainfed.toolchain.reference import Reference, wide_tensors
-from chainfed.toolchain.steps import block_programs
 from chainfed.toolchain.verify import norm_error, settings_of
 from chainfed.toolchain.verify_cases import SENTENCES, Case, Cases
 
@@ -42,9 +33,9 @@ _VARIANCE_FLOOR = 1e-2
 
 
 def measure(shared: Path, folder: Path, quick: bool) -> None:
-    """Exports, times and evaluates every dtype, and prints a table for the real model and one for a large block."""
+    """Exports, times and evaluates every dtype of the real model, and prints tables."""
     set_threads(1)
-    results: dict[str, Any] = {"large_block": _large_blocks(repeats=2 if quick else 5)}
+    results: dict[str, Any] = {}
     bundles = {dtype: _bundle(dtype, shared, folder) for dtype in _DTYPES}
     results["minilm"] = {dtype: _sizes_and_times(bundles, dtype, 3 if quick else 9) for dtype in _DTYPES}
     for task in (AGNEWS,) if quick else (AGNEWS, YELP):
@@ -103,19 +94,7 @@ def _ratio(bundle: Bundle, case: Case, other: Callable[[], torch.Tensor], repeat
         first = next(iter(program.run(case.inputs).values()))
         expected = other()
         error = norm_error(first, expected) if first.shape == expected.shape else 0.0
-        return _paired(lambda: program.run(case.inputs, clone_outputs=False), other, repeats), error
-
-
-def _paired(one: Callable[[], object], other: Callable[[], object], repeats: int) -> float:
-    """Median over pairs of processor time of `one` over that of `other`."""
-    ratios = []
-    for _ in range(repeats):
-        started = time.process_time()
-        one()
-        between = time.process_time()
-        other()
-        ratios.append((between - started) / (time.process_time() - between))
-    return statistics.median(ratios)
+        return paired(lambda: program.run(case.inputs, clone_outputs=False), other, repeats), error
 
 
 def _accuracies(task: Task, bundles: Mapping[WeightDtype, Bundle], shared: Path, rows: int) -> dict[str, Any]:
@@ -176,73 +155,7 @@ def _fit(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[to
     return head.weight.detach(), head.bias.detach()
 
 
-def _large_blocks(repeats: int) -> dict[str, Any]:
-    """One layer of RoBERTa-large sizes with random weights, 8 rows of 256 tokens, adapter of 64."""
-    config = RobertaConfig(
-        hidden_size=1024, num_hidden_layers=1, num_attention_heads=16, intermediate_size=4096, vocab_size=50,
-        max_position_embeddings=514,
-    )  # fmt: skip
-    family = family_for(config)
-    generator = np.random.default_rng(0)
-    weights = {
-        name: np.ones(shape, np.float32) if "LayerNorm.weight" in name else _normal(generator, shape)
-        for name, shape in family.layer_shapes.items()
-    }
-    results = {}
-    for dtype in _DTYPES:
-        settings = ProgramSettings(family, 8, 256, 64, 2, windows=(1,), dtype=dtype)
-        results[dtype] = _large_block(settings, narrow(weights, matrices(family.layer_shapes), dtype), weights, repeats)
-    return results
-
-
-def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> StoredArray:
-    return (generator.normal(size=shape) * 0.02).astype(np.float32)
-
-
-def _large_block(
-    settings: ProgramSettings, stored: Mapping[str, StoredArray], weights: Mapping[str, StoredArray], repeats: int
-) -> dict[str, float]:
-    definition = block_programs(settings)[0]
-    holds = definition.name != "block"
-    lowered = lower_frozen_block(settings, 0, stored) if holds else lower(definition)
-    inputs, outputs = (
-        tuple(TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs)
-        for specs in (definition.inputs, definition.outputs)
-    )
-    entry = ProgramEntry(file="x", inputs=inputs, outputs=outputs, arena_bytes=lowered.arena_bytes)
-    generator = torch.Generator().manual_seed(0)
-    rows = {"h": torch.randn(8, 256, 1024, generator=generator), "mask": torch.ones(8, 256)}
-    rows |= {f"adapter.{part}": torch.randn(64, 1024, generator=generator) * 0.02 for part in ("down", "up")}
-    layer, exact = ({f"layer.{k}": torch.from_numpy(v) for k, v in each.items()} for each in (stored, weights))
-    reference = Reference(settings)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "block.pte"
-        path.write_bytes(lowered.data)
-        peak = measure_peaks({definition.name: (path, entry)})[definition.name]
-        with Program(path, entry) as program:
-            given = rows if holds else rows | layer
-            result = program.run(given)["h"]
-            ratio = _paired(
-                lambda: program.run(given, clone_outputs=False), lambda: reference.run("block", rows | exact), repeats
-            )
-    return {
-        "time_over_eager": ratio,
-        "peak_anonymous_bytes": peak,
-        "mapped_bytes": len(lowered.data) + (0 if holds else sum(array.nbytes for array in stored.values())),
-        "error_to_f32": norm_error(result, reference.run("block", rows | exact)["h"]),
-        "error_to_widened": norm_error(result, reference.run("block", wide_tensors(rows | layer))["h"]),
-    }
-
-
 def _print_tables(results: Mapping[str, Any]) -> None:
-    large = table("A block of RoBERTa-large sizes, 8 x 256, one thread", *(
-        "dtype", "time / eager f32", "anonymous peak", "mapped", "error to f32", "error to its own weights"
-    ))  # fmt: skip
-    for dtype, row in results["large_block"].items():
-        sizes = (megabytes(row["peak_anonymous_bytes"]), megabytes(row["mapped_bytes"]))
-        errors = (f"{row['error_to_f32']:.1e}", f"{row['error_to_widened']:.1e}")
-        large.add_row(dtype, f"{row['time_over_eager']:.2f}", *sizes, *errors)
-    out.print(large)
     sizes_and_times = table(f"MiniLM, 8 x 64, window of {_WINDOW}", *(
         "dtype", "bundle", "layer to train", "layer to pass", "window's own memory", "prefix's own memory",
         "step / f32", "block / eager f32", "block error",

@@ -3,7 +3,8 @@
 No checkpoint is needed: a program depends on shapes only. Both sides run the same step on one thread, in turn; a row
 says the median over the pairs of the quotient of their CPU times. Memory is measured in processes of their own, as for
 a bundle's manifest: arena, what XNNPACK allocates beside it, optimiser state, and the inputs that are not mapped files.
-The row `roberta round` is a device's whole round, beside end-to-end training; it writes 3 GB and removes them.
+`roberta block` also prints a frozen layer with its weights in fewer bits. `roberta round` is a device's whole round,
+beside end-to-end training; it writes 3 GB and removes them.
 
 Example: make bench-programs ARGS="roberta q1 --pairs 3"
 Lowered programs and measured memory are cached in $CHAINFED_CACHE; tables go to runs/bench/programs.json and .md too.
@@ -20,11 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import device_round
+import large_blocks
 import torch
 from transformers import LlamaConfig, RobertaConfig
 
 from chainfed.core.console import err, out, table
-from chainfed.core.manifest import MANIFEST_FILE
+from chainfed.core.manifest import MANIFEST_FILE, WeightDtype
 from chainfed.runtime.program import Program, set_threads
 from chainfed.toolchain.families import family_for
 from chainfed.toolchain.memory_plan import plan_memory
@@ -32,7 +34,8 @@ from chainfed.toolchain.new_folder import NewFolder
 from chainfed.toolchain.program_cache import ProgramCache
 from chainfed.toolchain.program_files import ProgramWriter, program_file
 from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
-from chainfed.toolchain.reference import Reference, reference_of
+from chainfed.toolchain.quantization import GROUP_SCALE, SCALE
+from chainfed.toolchain.reference import Reference, reference_of, wide_tensors
 from chainfed.toolchain.steps import build_programs
 
 _ADAPTER_DIM = 64
@@ -52,6 +55,7 @@ class Row:
         targets: positions of a row that go through the language-model head; 0 for a classifier.
         asked_ratio: the time over eager's that was asked for; None for a report only.
         asked_mb: the anonymous memory that was asked for, likewise.
+        dtype: how frozen weights are stored.
     """
 
     model: str
@@ -61,6 +65,12 @@ class Row:
     targets: int = 0
     asked_ratio: float | None = None
     asked_mb: float | None = None
+    dtype: WeightDtype = "f32"
+
+    @property
+    def words(self) -> set[str]:
+        """What it can be chosen by."""
+        return {self.model, self.program, self.dtype}
 
     @property
     def window_size(self) -> int:
@@ -79,6 +89,7 @@ class Result:
 
     model: str
     program: str
+    dtype: WeightDtype
     batch_size: int
     seq_len: int
     cpu_ratio: float
@@ -129,15 +140,16 @@ ROWS = (
     Row("roberta", "block", 8, 256, asked_ratio=1.0),
     Row("llama-1b", "q2", 1, 512, 511, 1.0, 400.0),
     Row("llama-7b", "q6", 1, 256, 255),
+    Row("llama-7b", "q6", 1, 256, 255, dtype="int8"),
 )
 
 
-_ROUND = {"roberta", "round"}
+_ROUND, _BLOCKS = {"roberta", "round"}, {"roberta", "block"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = sorted({row.model for row in ROWS} | {row.program for row in ROWS} | _ROUND)
+    words = sorted(set().union(_ROUND, *(row.words for row in ROWS)))
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help=f"rows that have all of these: {', '.join(words)}; every row without"
     )
@@ -147,19 +159,24 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [word for word in options.words if word not in words]:
         parser.error(f"unknown word {unknown[0]!r}; choose from {', '.join(words)}")
-    rows = [row for row in ROWS if {row.model, row.program} >= set(options.words)]
+    rows = [row for row in ROWS if row.words >= set(options.words)]
     whole_round = set(options.words) <= _ROUND
     if not rows and not whole_round:
         parser.error(f"no row has all of {', '.join(options.words)}; name a model, a program, or one of each")
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     for number, row in enumerate(rows, start=1):
-        err.print(f"{number} of {len(rows)}: {row.model} {row.program}")
+        err.print(f"{number} of {len(rows)}: {row.model} {row.program} {row.dtype}")
         results.append(measure(row, options.out.absolute(), options.pairs, options.layers))
     if results:
         _print(results)
         (options.out / "programs.json").write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
         (options.out / "programs.md").write_text(_markdown(results))
+    if set(options.words) <= _BLOCKS:
+        err.print("a frozen layer in fewer bits")
+        blocks = large_blocks.measure(options.pairs)
+        out.print(large_blocks.show(blocks))
+        (options.out / "blocks.json").write_text(json.dumps(blocks, indent=1) + "\n")
     if whole_round:
         err.print("a device's whole round, and end-to-end training")
         rounds = device_round.measure(_roberta_large(24, 50_265), options.out.absolute())
@@ -172,7 +189,7 @@ def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Re
     started = time.perf_counter()
     settings = _settings(row, layers or row.window_size + 1)
     definition = build_programs(settings)[row.name]
-    with NewFolder(folder / f"program-{row.model}-{row.program}", True, MANIFEST_FILE) as new:
+    with NewFolder(folder / f"program-{row.model}-{row.program}-{row.dtype}", True, MANIFEST_FILE) as new:
         writer = ProgramWriter(settings, new, ProgramCache(), [row.name])
         writer.write(lambda _: None)
         peaks = writer.measure(lambda _: None)
@@ -187,6 +204,7 @@ def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Re
     return Result(
         model=row.model,
         program=row.program,
+        dtype=row.dtype,
         batch_size=row.batch_size,
         seq_len=row.seq_len,
         cpu_ratio=statistics.median(mine / eager for mine, eager in cpu),
@@ -219,6 +237,7 @@ def _settings(row: Row, layers: int) -> ProgramSettings:
         max_target_tokens=row.targets,
         windows=(row.window_size,),
         pooling=family.default_pooling,
+        dtype=row.dtype,
     )
 
 
@@ -233,6 +252,10 @@ def _inputs(settings: ProgramSettings, definition: ProgramDefinition) -> dict[st
         constant = next((tensor for name, tensor in constants.items() if spec.name.endswith(name)), None)
         if constant is not None:
             inputs[spec.name] = constant
+        elif spec.dtype in ("int8", "uint8"):
+            inputs[spec.name] = noise.mul_(40).clamp_(-127, 127).to(spec.torch_dtype)
+        elif spec.name.endswith((SCALE, GROUP_SCALE)):
+            inputs[spec.name] = torch.full(spec.shape, 0.02 / 40)
         elif spec.name in scalars:
             inputs[spec.name] = torch.tensor(scalars[spec.name])
         elif spec.name == "labels":
@@ -263,7 +286,8 @@ def _race(
     program: Program, reference: Reference, name: str, inputs: Mapping[str, torch.Tensor], pairs: int
 ) -> tuple[Pairs, Pairs, float]:
     """CPU and wall seconds of program and eager, in turn after a run of both; and their largest relative difference."""
-    ours, theirs = program.run(inputs), reference.run(name, inputs)
+    wide = wide_tensors(inputs)
+    ours, theirs = program.run(inputs), reference.run(name, wide)
     error = max(
         float(((ours[key] - tensor).abs() / tensor.abs().clamp(min=1.0)).max()) for key, tensor in theirs.items()
     )
@@ -271,7 +295,7 @@ def _race(
     wall: Pairs = []
     for _ in range(pairs):
         times = []
-        for run in (lambda: program.run(inputs, clone_outputs=False), lambda: reference.run(name, inputs)):
+        for run in (lambda: program.run(inputs, clone_outputs=False), lambda: reference.run(name, wide)):
             began = time.thread_time(), time.perf_counter()
             run()
             times.append((time.thread_time() - began[0], time.perf_counter() - began[1]))
@@ -291,7 +315,7 @@ _PRINTED = 7
 def _cells(result: Result) -> list[str]:
     sizes = (result.arena_bytes, result.workspace_bytes, result.optimizer_bytes, result.io_bytes)
     return [
-        f"{result.model} {result.program}",
+        f"{result.model} {result.program} {result.dtype}",
         f"{result.batch_size} x {result.seq_len}",
         f"{result.cpu_ratio:.2f}",
         "report" if result.asked_ratio is None else f"{result.asked_ratio:.2f}",
