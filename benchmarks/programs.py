@@ -109,25 +109,25 @@ class Result:
     asked_mb: float | None
 
 
-def _roberta_large(layers: int, vocab_size: int = _VOCABULARY) -> RobertaConfig:
+def _roberta_large(layers: int = 24, vocab_size: int = _VOCABULARY) -> RobertaConfig:
     sizes = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "max_position_embeddings": 514}
     return RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=vocab_size, type_vocab_size=1)
 
 
-def _llama_1b(layers: int) -> LlamaConfig:
+def _llama_1b(layers: int = 16) -> LlamaConfig:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 2048}
     return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=128_256, pad_token_id=0)
 
 
-def _llama_7b(layers: int) -> LlamaConfig:
+def _llama_7b(layers: int = 32) -> LlamaConfig:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 2048}
     return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=32_000, pad_token_id=0)
 
 
 Config = RobertaConfig | LlamaConfig
-MODELS: Mapping[str, Callable[[int], Config]] = {
+MODELS: Mapping[str, Callable[..., Config]] = {
     "roberta": _roberta_large,
     "llama-1b": _llama_1b,
     "llama-7b": _llama_7b,
@@ -154,7 +154,7 @@ def main() -> None:
         "words", nargs="*", metavar="WORD", help=f"rows that have all of these: {', '.join(words)}; every row without"
     )
     parser.add_argument("--pairs", type=int, default=5, help="how often both sides run (default 5)")
-    parser.add_argument("--layers", type=int, help="layers of the model; one more than the window's unless told")
+    parser.add_argument("--layers", type=int, help="layers of the model; as many as the real one has unless told")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
     if unknown := [word for word in options.words if word not in words]:
@@ -179,7 +179,7 @@ def main() -> None:
         (options.out / "blocks.json").write_text(json.dumps(blocks, indent=1) + "\n")
     if whole_round:
         err.print("a device's whole round, and end-to-end training")
-        rounds = device_round.measure(_roberta_large(24, 50_265), options.out.absolute())
+        rounds = device_round.measure(_roberta_large(vocab_size=50_265), options.out.absolute())
         out.print(device_round.show(rounds))
         (options.out / "round.json").write_text(json.dumps([asdict(each) for each in rounds], indent=1) + "\n")
 
@@ -187,7 +187,7 @@ def main() -> None:
 def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Result:
     """Lowers a row's program, unless it is cached, and measures it."""
     started = time.perf_counter()
-    settings = _settings(row, layers or row.window_size + 1)
+    settings = _settings(row, layers)
     definition = build_programs(settings)[row.name]
     with NewFolder(folder / f"program-{row.model}-{row.program}-{row.dtype}", True, MANIFEST_FILE) as new:
         writer = ProgramWriter(settings, new, ProgramCache(), [row.name])
@@ -225,8 +225,8 @@ def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Re
     )
 
 
-def _settings(row: Row, layers: int) -> ProgramSettings:
-    family = family_for(MODELS[row.model](layers))
+def _settings(row: Row, layers: int | None) -> ProgramSettings:
+    family = family_for(MODELS[row.model](**({"layers": layers} if layers else {})))
     return ProgramSettings(
         family=family,
         batch_size=row.batch_size,

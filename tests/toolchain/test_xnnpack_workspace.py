@@ -70,7 +70,7 @@ def test_a_process_takes_what_is_expected(
         arena_bytes=lowered.arena_bytes,
     )
     peak = measure_peaks({"block": (tmp_path / "program.pte", entry)})["block"]
-    assert max(counted) == expected
+    assert max(counted) == pytest.approx(expected, rel=0.03)
     assert peak - lowered.arena_bytes - program.inputs[0].nbytes == pytest.approx(expected, rel=0.03)
 
 
@@ -95,17 +95,20 @@ def _nodes(*widths: int) -> list[Node]:
     return [node for node in graph.nodes if node.op == "call_function"]
 
 
+PACKED, VALUE = 4 * 33 * 32, 4 * 4 * 32 + 128
+"""Bytes of a (32, 32) matrix packed with room for a bias, and of a (4, 32) value with room for kernels to read on."""
+
+
 def test_the_largest_packed_matrix_counts_and_values_that_leave_do_not() -> None:
-    product, sigmoid = _nodes(8, 32)
-    assert workspace_bytes([product]) == 4 * 8 * 32
-    assert workspace_bytes([product, sigmoid]) == 4 * 8 * 32 + 4 * 4 * 32
+    product, sigmoid = _nodes(32, 32)
+    assert workspace_bytes([product]) == PACKED
+    assert workspace_bytes([product, sigmoid]) == PACKED + VALUE
 
 
 def test_a_value_is_written_over_the_one_it_is_made_of() -> None:
     first, sigmoid, second, _ = _nodes(32, 32, 32)
-    without_sigmoid = 4 * 32 * 32 + 4 * 4 * 32
-    assert workspace_bytes([first, sigmoid]) == without_sigmoid  # the sigmoid is used outside: it lies in the arena
-    assert workspace_bytes([first, sigmoid, second]) == without_sigmoid
+    assert workspace_bytes([first, sigmoid]) == PACKED + VALUE  # the sigmoid is used outside: it lies in the arena
+    assert workspace_bytes([first, sigmoid, second]) == PACKED + VALUE
 
 
 def test_a_run_is_cut_where_the_workspace_would_grow_a_little() -> None:

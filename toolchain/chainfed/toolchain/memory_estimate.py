@@ -9,10 +9,10 @@ the graph and was measured.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,20 +24,12 @@ from chainfed.toolchain.lowering import trace
 from chainfed.toolchain.memory_plan import plan_memory
 from chainfed.toolchain.partitioning import RunPartitioner
 from chainfed.toolchain.programs import ProgramDefinition
+from chainfed.toolchain.xnnpack_workspace import cut_to_workspace, workspace_bytes
 
 aten = torch.ops.aten
 
 _PART_BYTES = 20_000
 """What each part that XNNPACK computes takes beside its workspace: it is a runtime with operators of its own."""
-_WORKSPACE_MARGIN = 1.2
-"""What XNNPACK was measured to take over the values in its workspace: mostly 1.0 to 1.3 times as much."""
-_KERNEL_COLUMNS = 32
-"""XNNPACK packs the right side of a product in panels of so many columns."""
-_EXTRA_BYTES = 128
-"""XNNPACK lets its kernels read so far past a tensor's end."""
-
-_PRODUCTS = {aten.linear.default: 1, aten.mm.default: 1, aten.bmm.default: 1, aten.addmm.default: 2}
-"""Which argument of a product is the side that is packed."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +57,8 @@ def estimate_plan(program: ProgramDefinition, need: GraphNeed | None = None) -> 
     )
     entry = ProgramEntry(file="", inputs=inputs, outputs=outputs, arena_bytes=need.arena)
     plan = plan_memory(program.name, entry, need.arena)  # the rest of it follows from the tensors alone
-    workspace = _WORKSPACE_MARGIN * _peak_while_growing(need.workspaces) + _PART_BYTES * len(need.workspaces)
-    return with_workspace(plan, round(workspace))
+    workspace = _peak_while_growing(need.workspaces) + _PART_BYTES * len(need.workspaces)
+    return with_workspace(plan, workspace)
 
 
 def _peak_while_growing(workspaces: Sequence[int]) -> int:
@@ -98,7 +90,7 @@ def graph_need(graph_module: GraphModule) -> GraphNeed:
                 for later in range(number, _last_use(node, parts, place) + 1):
                     live[later] += _nbytes(node)
         if part.delegated:
-            workspaces.append(_workspace(part.nodes, set(shared)))
+            workspaces.append(workspace_bytes(part.nodes))
         elif part.nodes[0].target is torch.ops.higher_order.scan:
             body = graph_need(getattr(graph_module, str(_argument(part.nodes[0], 0).target)))
             live[number] += body.arena
@@ -109,14 +101,16 @@ def graph_need(graph_module: GraphModule) -> GraphNeed:
 def _parts(graph_module: GraphModule) -> list[_Part]:
     """A graph as the partitioner divides it: views at either end of a run that XNNPACK computes are not part of it."""
     operators = _delegated_operators()
+    nodes = [node for node in graph_module.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    groups = [list(group) for _, group in groupby(nodes, lambda node: _is_delegated(node, operators))]
+    runs = cut_to_workspace([group for group in groups if _is_delegated(group[0], operators)])
+    first = {run[0]: run for run in runs}
     parts: list[_Part] = []
-    run: list[Node] = []
-    for node in graph_module.graph.nodes:
-        if _is_delegated(node, operators):
-            run.append(node)
-        elif node.op not in ("placeholder", "get_attr"):
-            parts += [*_run_parts(run), *([_Part((node,), False)] if node.op != "output" else [])]
-            run = []
+    for node in nodes:
+        if node in first:
+            parts += _run_parts(first[node])
+        elif not _is_delegated(node, operators):
+            parts.append(_Part((node,), False))
     return parts
 
 
@@ -154,28 +148,6 @@ def _last_use(node: Node, parts: Sequence[_Part], place: Mapping[Node, int]) -> 
         if _is_alias(user, parts[place[user]].delegated):
             last = max(last, _last_use(user, parts, place))
     return last
-
-
-def _workspace(part: Sequence[Node], shared: set[Node]) -> int:
-    """The most bytes that a part holds at once: values that stay within it, and the packed side of a product."""
-    order = {node: number for number, node in enumerate(part)}
-    live = [_packed_bytes(node) for node in part]
-    for node in part:
-        if node not in shared:
-            last = max((order[user] for user in node.users if user in order), default=order[node])
-            for number in range(order[node], last + 1):
-                live[number] += _nbytes(node) + _EXTRA_BYTES
-    return max(live)
-
-
-def _packed_bytes(node: Node) -> int:
-    """What XNNPACK packs for a product, weights included, since they are inputs and not known before."""
-    if node.target not in _PRODUCTS:
-        return 0
-    shape = _values(_argument(node, _PRODUCTS[node.target]))[0].shape
-    *batch, rows, columns = (*shape[:-2], shape[-1], shape[-2]) if node.target is aten.linear.default else shape
-    panels = -(-columns // _KERNEL_COLUMNS) * _KERNEL_COLUMNS
-    return math.prod(batch) * panels * (rows + 1) * 4
 
 
 def _delegated_operators() -> frozenset[str]:

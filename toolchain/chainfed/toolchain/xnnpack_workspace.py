@@ -13,36 +13,39 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from executorch.exir.dialects._ops import ops as exir_ops
+from executorch.exir.dialects.edge._ops import EdgeOpOverload
 from torch.fx import Node
 
-_aten = exir_ops.edge.aten
-_SECOND_FACTOR = {
-    _aten.linear.default: 1,
-    _aten.mm.default: 1,
-    _aten.bmm.default: 1,
-    _aten.addmm.default: 2,
-}
+_SECOND_FACTOR = {"aten.linear.default": 1, "aten.mm.default": 1, "aten.bmm.default": 1, "aten.addmm.default": 2}
 """Which argument of a product XNNPACK packs, anew at each call."""
-_NOT_IN_PLACE = {*_SECOND_FACTOR, _aten.slice_copy.Tensor, _aten.permute_copy.default, _aten.cat.default}
-_SLACK = 2
+_ROUNDING = "quantized_decomposed.choose_qparams.tensor"
+_NOT_IN_PLACE = {*_SECOND_FACTOR, "aten.slice.Tensor", "aten.slice_copy.Tensor", "aten.permute_copy.default"}
+_KERNEL_COLUMNS = 32
+"""XNNPACK packs the second factor of a product in panels of so many columns."""
+_EXTRA_BYTES = 128
+"""XNNPACK lets its kernels read so far past a tensor's end."""
+_SLACK = 3
 """How many times the workspace of one operator a run may need."""
+_LONGEST = 40
+"""Nodes in a run that is cut: of many values of one size XNNPACK places some worse than is foreseen here."""
 
 
 def cut_to_workspace(runs: Sequence[list[Node]]) -> Iterator[list[Node]]:
     """Runs of nodes in the order in which they are computed -> the same, cut so that none needs more than the first.
 
     The first, that is, of those that need as much as one operator does at least: before it, there is little to replace.
-    Runs without a product stay whole.
+    Runs without a product stay whole, and so do those that round activations for the product that takes them.
     """
+    runs = [run for run in runs if run]
     unavoidable = max((workspace_bytes([node]) for run in runs for node in run), default=0)
     first = next((size for size in map(workspace_bytes, runs) if size >= unavoidable), 0)
     for run in runs:
-        yield from _pieces(run, min(first, _SLACK * unavoidable)) if unavoidable else [run]
+        whole = unavoidable == 0 or any(_operator(node) == _ROUNDING for node in run)
+        yield from [run] if whole else _pieces(run, min(first, _SLACK * unavoidable))
 
 
 def workspace_bytes(run: Sequence[Node]) -> int:
-    """The workspace of a run of nodes, but for a few bytes of padding.
+    """The workspace of a run of nodes, float32, within a few per cent.
 
     It holds what is computed and used within the run, in place where that can be, and the packed factor of the product
     under way. XNNPACK lays out the largest first: each in the smallest gap between those that live at the same time, or
@@ -72,15 +75,15 @@ def _blocks(run: Sequence[Node]) -> list[_Block]:
     values: dict[Node, _Block] = {}
     packed = []
     for place, node in enumerate(run):
-        if node.target in _SECOND_FACTOR:
-            packed.append(_Block(_num_bytes(node.args[_SECOND_FACTOR[node.target]]), place, place))
+        if _operator(node) in _SECOND_FACTOR:
+            packed.append(_Block(_packed_bytes(node), place, place))
         if not node.users.keys() <= places.keys():
             continue  # it leaves the run, so it lies in the arena
         last = max((places[user] for user in node.users), default=place)
         sources = [source for source in node.args if isinstance(source, Node) and source in values]
         given = [source for source in sources if len(source.users) == 1 and sources.count(source) == 1]
         given = [source for source in given if _num_bytes(source) == _num_bytes(node)]
-        if given and node.target not in _NOT_IN_PLACE:
+        if given and _operator(node) not in _NOT_IN_PLACE:
             values[node] = values[given[0]]
             values[node].last = last
         else:
@@ -99,16 +102,30 @@ def _place(taken: list[tuple[int, int]], num_bytes: int) -> int:
 
 
 def _pieces(run: list[Node], limit: int) -> list[list[Node]]:
-    """Each piece as long as its workspace stays within the limit."""
-    if workspace_bytes(run) <= limit:
-        return [run]
+    """Each piece as long as its workspace stays within the limit, and no longer than `_LONGEST`."""
     cuts = [0]
     for end in range(1, len(run)):
-        if workspace_bytes(run[cuts[-1] : end + 1]) > limit:
+        if end - cuts[-1] == _LONGEST or workspace_bytes(run[cuts[-1] : end + 1]) > limit:
             cuts.append(end)
     return [run[start:end] for start, end in pairwise([*cuts, len(run)])]
 
 
-def _num_bytes(node: object) -> int:
-    value = node.meta["val"] if isinstance(node, Node) else None
-    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+def _operator(node: Node) -> str:
+    """The name of a node's operator, in torch's graphs and in ExecuTorch's."""
+    return str(node.target._op if isinstance(node.target, EdgeOpOverload) else node.target)
+
+
+def _packed_bytes(product: Node) -> int:
+    factor = product.args[_SECOND_FACTOR[_operator(product)]]
+    assert isinstance(factor, Node)
+    shape = factor.meta["val"].shape
+    *batch, depth, columns = (*shape[:-2], shape[-1], shape[-2]) if "linear" in _operator(product) else shape
+    panels = -(-columns // _KERNEL_COLUMNS) * _KERNEL_COLUMNS
+    return int(math.prod(batch) * panels * (depth + 1) * 4)
+
+
+def _num_bytes(node: Node) -> int:
+    value = node.meta["val"]
+    tensors = value if isinstance(value, (tuple, list)) else [value]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    return sum(sizes) + _EXTRA_BYTES
