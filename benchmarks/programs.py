@@ -226,7 +226,8 @@ def measure(row: Row, folder: Path, pairs: int, layers: int | None = None) -> Re
 
 
 def _settings(row: Row, layers: int | None) -> ProgramSettings:
-    family = family_for(MODELS[row.model](**({"layers": layers} if layers else {})))
+    config = MODELS[row.model]
+    family = family_for(config(layers) if layers else config())
     return ProgramSettings(
         family=family,
         batch_size=row.batch_size,

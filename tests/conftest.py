@@ -79,10 +79,8 @@ def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 @pytest.fixture(scope="session")
 def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA with tied embeddings, random weights and the tokenizer of `tiny_model`, as a Hugging Face folder."""
-    import torch
     import transformers
 
-    folder = tmp_path_factory.mktemp("tiny-language") / "model"
     config = transformers.LlamaConfig(
         vocab_size=len(_VOCABULARY),
         hidden_size=32,
@@ -97,11 +95,7 @@ def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=3,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    _make_tokenizer(_VOCABULARY, folder)
-    return folder
+    return _save(transformers.LlamaForCausalLM, config, tmp_path_factory.mktemp("tiny-language") / "model")
 
 
 @pytest.fixture(scope="session")
@@ -118,12 +112,8 @@ def tiny_language_bundle(tiny_language_model: Path, tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="session")
 def tiny_passages(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     """48 conversations to train on and 12 to test on, for `tiny_language_bundle`: the answer names the topic."""
-    folder = tmp_path_factory.mktemp("tiny-passages")
-    data = TinyData(folder / "train.jsonl", folder / "test.jsonl")
     generator = random.Random(11)
-    for path, rows in ((data.train, 48), (data.test, 12)):
-        path.write_text("".join(json.dumps(_passage(generator)) + "\n" for _ in range(rows)))
-    return data
+    return _write_rows(tmp_path_factory.mktemp("tiny-passages"), 48, 12, lambda number: _passage(generator))
 
 
 @pytest.fixture(scope="session")
@@ -151,17 +141,12 @@ def int8_bundle(export_dtype: Callable[..., Bundle]) -> Bundle:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
     """240 rows to train on and 60 to test on, of the labels of `tiny_bundle`."""
-    folder = tmp_path_factory.mktemp("tiny-data")
-    data = TinyData(folder / "train.jsonl", folder / "test.jsonl")
     generator = random.Random(7)
-    for path, rows in ((data.train, 240), (data.test, 60)):
-        path.write_text("".join(json.dumps(_row(number, generator)) + "\n" for number in range(rows)))
-    return data
+    return _write_rows(tmp_path_factory.mktemp("tiny-data"), 240, 60, lambda number: _row(number, generator))
 
 
 def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> Path:
     """Writes a random BERT with its tokenizer; equal arguments give equal weights."""
-    import torch
     import transformers
 
     config = transformers.BertConfig(
@@ -173,9 +158,16 @@ def make_tiny_model(folder: Path, layers: int = TINY_LAYERS, seed: int = 0) -> P
         max_position_embeddings=32,
         initializer_range=0.2,
     )
+    return _save(transformers.BertModel, config, folder, seed)
+
+
+def _save(kind: Any, config: Any, folder: Path, seed: int = 0) -> Path:
+    """Writes a model of this kind with random weights, and the tokenizer of all tiny models."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        transformers.BertModel(config).save_pretrained(folder)
+        kind(config).save_pretrained(folder)
     _make_tokenizer(_VOCABULARY, folder)
     return folder
 
@@ -194,6 +186,14 @@ def _make_tokenizer(vocabulary: Sequence[str], folder: Path) -> None:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     settings = {"tokenizer_class": "BertTokenizer", **names, "mask_token": "[MASK]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _write_rows(folder: Path, train: int, test: int, row: Callable[[int], dict[str, Any]]) -> TinyData:
+    """Writes so many rows of each kind; `row` is given their numbers."""
+    data = TinyData(folder / "train.jsonl", folder / "test.jsonl")
+    for path, count in ((data.train, train), (data.test, test)):
+        path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(count)))
+    return data
 
 
 def _row(number: int, generator: random.Random) -> dict[str, str | int]:
