@@ -108,7 +108,8 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
                 mapped.enter_context(shard)
             output = mapped.enter_context(work.bundle.output())
             constant = output | objective.constants(task, work.state, mapped)
-            constant |= auxiliary_adapters(work.state, end, task.window_size, num_layers) | _layers(shards)
+            stacks = auxiliary_adapters(work.journal.path("aux"), work.state, end, task.window_size, num_layers)
+            constant |= mapped.enter_context(stacks) | _layers(shards)
             constant |= scalars(
                 adapter_lr=task.adapter_lr, global_loss_weight=0.0 if final else task.global_loss_weight
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,9 +13,12 @@ from chainfed.core.errors import NotFiniteError
 from chainfed.core.tensors import adapter_names
 from chainfed.harness.chain import Checkpoint
 from chainfed.harness.journal import Journal
+from chainfed.harness.mapped import MappedFile
 from chainfed.harness.slots import StateSlots
 from chainfed.runtime.feeds import Named, take
 from chainfed.runtime.program import Program
+
+_FLOAT_BYTES = 4
 
 
 def run_steps(
@@ -53,23 +58,29 @@ def run_steps(
     return trained, done
 
 
-def auxiliary_adapters(state: Named, end: int, window_size: int, num_layers: int) -> dict[str, torch.Tensor]:
+@contextmanager
+def auxiliary_adapters(
+    path: Path, state: Named, end: int, window_size: int, num_layers: int
+) -> Iterator[dict[str, torch.Tensor]]:
     """The adapters after layer `end` as one stack [L - Q, A, D] each of `down` and `up`; none when L = Q.
 
-    The rest of the stack is zero: an adapter of zeros changes nothing (Sec. 4.3).
+    The stacks lie in the file `path`, mapped. The rest of each is zero: an adapter of zeros changes nothing (Sec. 4.3).
     """
     after = num_layers - window_size
     if after == 0:
-        return {}
-    feed = {}
-    for number, name in enumerate(("down", "up")):
-        layers = [take(state, adapter_names(layer)[number]) for layer in range(end + 1, num_layers)]
-        shape = take(state, adapter_names(end)[number]).shape
-        stack = torch.zeros((after, *shape))
-        for index, tensor in enumerate(layers):
-            stack[index] = tensor
-        feed[f"aux.{name}"] = stack
-    return feed
+        yield {}
+        return
+    shape = (after, *take(state, adapter_names(end)[0]).shape)
+    num_bytes = math.prod(shape) * _FLOAT_BYTES
+    with closing(MappedFile(path, 2 * num_bytes)) as file:
+        feed = {f"aux.{name}": file.tensor(place, shape) for name, place in (("down", 0), ("up", num_bytes))}
+        for number, stack in enumerate(feed.values()):
+            stack.zero_()
+            for index, layer in enumerate(range(end + 1, num_layers)):
+                stack[index] = take(state, adapter_names(layer)[number])
+        del stack
+        yield feed
+        feed.clear()
 
 
 def changes(trained: Named, before: Named, names: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from chainfed.core.manifest import BLOCK_PROGRAM, MemoryPlan, ProgramEntry, TensorSpec
 
-WEIGHT_PREFIXES = ("embeddings.", "layer.", "output.", "lm_head.", "trainable.")
+WEIGHT_PREFIXES = ("embeddings.", "layer.", "output.", "lm_head.", "trainable.", "aux.")
 STATE_PREFIX = "state."
 
 
@@ -28,8 +28,8 @@ def is_state(spec: TensorSpec) -> bool:
 def is_mapped(program: str, spec: TensorSpec) -> bool:
     """Whether a device keeps an input in a mapped file.
 
-    Weights and optimiser state lie in files, and so do the hidden states while the prefix passes through
-    them.
+    Weights, auxiliary adapters and optimiser state lie in files, and so do the hidden states while the prefix passes
+    through them.
     """
     passes = program == "pool" or program.startswith(BLOCK_PROGRAM)
     return is_weight(spec) or is_state(spec) or (passes and spec.name == "h")
