@@ -40,7 +40,13 @@ _ENCODERS = {
     "RoBERTa": transformers.RobertaConfig(**_SIZES),
     "XLM-R": transformers.XLMRobertaConfig(**_SIZES),
     "ModernBERT": transformers.ModernBertConfig(
-        **_SIZES, local_attention=32, global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2
+        **_SIZES,
+        local_attention=32,
+        global_attn_every_n_layers=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
 }
 _DECODERS = {
