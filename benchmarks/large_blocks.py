@@ -30,12 +30,8 @@ from chainfed.toolchain.verify import norm_error
 _DTYPES: tuple[WeightDtype, ...] = get_args(WeightDtype)
 
 
-def measure(repeats: int) -> dict[str, Any]:
+def measure(config: RobertaConfig, repeats: int) -> dict[str, Any]:
     """Time, memory and error by dtype: random weights, 8 rows of 256 tokens, adapter of 64, one thread."""
-    config = RobertaConfig(
-        hidden_size=1024, num_hidden_layers=1, num_attention_heads=16, intermediate_size=4096, vocab_size=50,
-        max_position_embeddings=514,
-    )  # fmt: skip
     family = family_for(config)
     generator = np.random.default_rng(0)
     weights = {
@@ -57,7 +53,7 @@ def _measure(
     settings: ProgramSettings, stored: Mapping[str, StoredArray], weights: Mapping[str, StoredArray], repeats: int
 ) -> dict[str, float]:
     definition = block_programs(settings)[0]
-    holds = definition.name != "block"
+    holds = settings.blocks_hold_weights
     lowered = lower_frozen_block(settings, 0, stored) if holds else lower(definition)
     inputs, outputs = (
         tuple(TensorSpec(name=spec.name, shape=spec.shape, dtype=spec.dtype) for spec in specs)

@@ -174,7 +174,7 @@ def main() -> None:
         (options.out / "programs.md").write_text(_markdown(results))
     if set(options.words) <= _BLOCKS:
         err.print("a frozen layer in fewer bits")
-        blocks = large_blocks.measure(options.pairs)
+        blocks = large_blocks.measure(_roberta_large(layers=1), options.pairs)
         out.print(large_blocks.show(blocks))
         (options.out / "blocks.json").write_text(json.dumps(blocks, indent=1) + "\n")
     if whole_round:

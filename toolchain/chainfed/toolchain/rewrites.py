@@ -200,8 +200,8 @@ def turn_wide_products(graph: Graph) -> int:
     """``linear(x, W)`` -> ``permute(linear(W, x))`` where W, an input, is much taller than wide, and larger than x.
 
     XNNPACK packs the second factor at each call and then reads all of it again for every few rows of the first. The
-    larger one had better be the first; a wide result costs less to transpose than that saves. (What has to be widened
-    first, or becomes a constant, stays where it is: there XNNPACK packs once, or the matrix is quantised.)
+    larger one had better be the first; a wide result costs less to transpose than that saves. A matrix that is widened
+    first stays second: a frozen block puts a quantised constant in its place.
     """
     count = 0
     for node in _calls(graph, aten.linear.default):
