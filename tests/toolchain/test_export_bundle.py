@@ -19,6 +19,7 @@ from chainfed.toolchain import program_files
 from chainfed.toolchain.checkpoint import Checkpoint
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
+from chainfed.toolchain.verify import verify_bundle
 
 
 @pytest.fixture
@@ -86,6 +87,13 @@ def test_a_second_export_gives_equal_bytes_from_the_cache(
     assert [done for _, done, _ in steps[1:]] == list(range(len(steps) - 1))
     assert {total for _, _, total in steps[1:]} == {len(steps) - 1}
     assert sum(step.startswith("program ") for step, _, _ in steps) == 8
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_another_set_of_labels_lowers_nothing(count: int, settings: ExportSettings, no_lowering: None) -> None:
+    bundle = export_bundle(replace(settings, labels=tuple(f"label {number}" for number in range(count))))
+    assert bundle.manifest.state_shapes()["heads.0.weight"] == (count, 32)
+    assert verify_bundle(bundle).ok
 
 
 def test_the_tokenizer_cuts_and_pads_to_the_sequence_length(tiny_bundle: Bundle) -> None:

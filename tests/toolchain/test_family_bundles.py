@@ -1,9 +1,7 @@
-"""Each family from a Hugging Face folder to a bundle and back: programs against eager, logits against transformers."""
+"""Each family as a classifier, from a Hugging Face folder to a bundle and back: against eager and transformers."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +18,8 @@ from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.verify import verify_bundle
+from tests.toolchain.family_models import DECODERS, ENCODERS, write_family_model
 
-_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-_DECODER: dict[str, Any] = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
-_LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
-_CONFIGURATIONS: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "distilbert": (transformers.DistilBertConfig, {}),
-    "electra": (transformers.ElectraConfig, {"embedding_size": 16}),
-    "roberta": (transformers.RobertaConfig, {}),
-    "xlm-roberta": (transformers.XLMRobertaConfig, {}),
-    "modernbert": (
-        transformers.ModernBertConfig,
-        {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2},
-    ),
-    "llama": (transformers.LlamaConfig, _DECODER),
-    "mistral": (transformers.MistralConfig, _DECODER | {"sliding_window": 4}),
-    "qwen2": (transformers.Qwen2Config, _DECODER),
-    "qwen3": (transformers.Qwen3Config, _DECODER | {"head_dim": 16}),
-    "gemma2": (transformers.Gemma2Config, _DECODER | {"head_dim": 16, "sliding_window": 4}),
-    "gemma3": (
-        transformers.Gemma3TextConfig,
-        _DECODER | {"head_dim": 16, "sliding_window": 4, "layer_types": _LOCAL_AND_GLOBAL},
-    ),
-}
 _QUICK = ("roberta", "modernbert", "llama")
 _LABELS = ("animals", "machines", "plants")
 _TEXTS = ("a cat and the dog", "pump", "the dog is on a tree and the cat is not on it", "dog cat dog")
@@ -58,19 +27,13 @@ _TEXTS = ("a cat and the dog", "pump", "the dog is on a tree and the cat is not 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, id=name, marks=() if name in _QUICK else pytest.mark.slow) for name in _CONFIGURATIONS],
+    params=[
+        pytest.param(name, id=name, marks=() if name in _QUICK else pytest.mark.slow) for name in (*ENCODERS, *DECODERS)
+    ],
 )
 def family_model(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of a family with the tokenizer of the tiny model."""
-    make, own = _CONFIGURATIONS[request.param]
-    folder = tmp_path_factory.mktemp(request.param) / "model"
-    vocabulary = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.AutoModel.from_config(make(**_SIZES, **own, vocab_size=vocabulary)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, folder)
-    return folder
+    return write_family_model(request.param, tiny_model, tmp_path_factory.mktemp(request.param) / "model")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch.nn import functional
 
 from chainfed.core import cli
 from chainfed.core.errors import BadInputError, ModelError
@@ -26,17 +25,7 @@ from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.verify import verify_bundle
-
-
-def greedy(model: Path, ids: list[int], count: int) -> list[int]:
-    """transformers' own greedy continuation."""
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
-    given = torch.tensor([ids])
-    with torch.no_grad():
-        out = loaded.generate(
-            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count, eos_token_id=None
-        )
-    return out[0, len(ids) :].tolist()
+from tests.toolchain.language_oracle import greedy, load, loss_and_hits
 
 
 def test_every_program_agrees_with_eager(tiny_language_bundle: Bundle, tiny_passages: Any) -> None:
@@ -53,14 +42,10 @@ def test_with_fresh_adapters_the_programs_are_the_model(
     bundle = tiny_language_bundle
     rows = encode_passages(read_passages(tiny_passages.test), bundle.manifest, bundle.path("tokenizer.json"))
     found = predict_targets(bundle, read_model_state(bundle, None), rows)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_language_model).eval()
-    with torch.no_grad():
-        logits = model(input_ids=rows.ids, attention_mask=rows.mask.long()).logits
-    wanted = rows.labels != NO_TARGET
-    assert found.targets == int(wanted.sum()) > bundle.manifest.task.max_target_tokens
-    losses = functional.cross_entropy(logits[wanted], rows.labels[wanted], reduction="sum")
-    assert found.loss_sum == pytest.approx(losses.item(), rel=1e-5)
-    assert found.correct == int((logits[wanted].argmax(dim=1) == rows.labels[wanted]).sum())
+    losses, hits = loss_and_hits(load(tiny_language_model), rows)
+    assert found.targets == int((rows.labels != NO_TARGET).sum()) > bundle.manifest.task.max_target_tokens
+    assert found.loss_sum == pytest.approx(losses, rel=1e-5)
+    assert found.correct == hits
 
 
 def test_the_greedy_continuation_is_that_of_transformers(
@@ -68,7 +53,7 @@ def test_the_greedy_continuation_is_that_of_transformers(
 ) -> None:
     state = read_model_state(tiny_language_bundle, None)
     assert list(continue_greedily(tiny_language_bundle, state, [2, 20, 30], 10)) == greedy(
-        tiny_language_model, [2, 20, 30], 10
+        load(tiny_language_model), [2, 20, 30], 10
     )
     with pytest.raises(BadInputError, match="3 tokens and 14 more do not fit"):
         list(continue_greedily(tiny_language_bundle, state, [2, 20, 30], 14))
@@ -81,7 +66,7 @@ def test_a_real_model_continues_token_for_token(shared: Path, tmp_path: Path) ->
     bundle = export_bundle(settings)
     found = list(continue_greedily(bundle, read_model_state(bundle, None), [1], 63))
     assert found[:7] == [403, 407, 261, 378, 432, 383, 286]
-    assert found == greedy(model, [1], 63)
+    assert found == greedy(load(model), [1], 63)
     assert verify_bundle(bundle).ok
 
 
@@ -142,7 +127,7 @@ def test_a_head_of_its_own_and_no_tokenizer(tiny_language_model: Path, tmp_path:
     assert not bundle.manifest.has_tokenizer
     assert verify_bundle(bundle).ok
     state = read_model_state(bundle, None)
-    assert list(continue_greedily(bundle, state, [4, 5], 6)) == greedy(model, [4, 5], 6)
+    assert list(continue_greedily(bundle, state, [4, 5], 6)) == greedy(load(model), [4, 5], 6)
 
 
 Change = Callable[[dict[str, Any]], None]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from chainfed.toolchain.programs import TensorSpec
+from chainfed.core.tensors import NO_LABEL
+from chainfed.runtime.feeds import program_tensor
+from chainfed.toolchain.programs import Named, TensorSpec
 from chainfed.toolchain.reference import Reference
 from chainfed.toolchain.steps import build_programs
 
@@ -63,6 +66,36 @@ def test_programs_match_the_reference(
         actual = program.compute(inputs)
         assert list(actual) == [spec.name for spec in program.outputs]
         assert difference(actual, reference.run(name, inputs)) < 1e-5, name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["head", "score", "window_q2", "window_q3"])
+def test_rows_that_stand_for_no_label_change_nothing(
+    name: str, optimizer: str, make_settings: Any, make_inputs: Any, difference: Any
+) -> None:
+    """Three steps of the reference with heads of 3 rows are those of the program with heads of 8."""
+    settings = make_settings(optimizer)
+    program, reference = build_programs(settings)[name], Reference(settings)
+    manifest: Any = SimpleNamespace(num_labels=settings.num_labels)
+
+    def cut(tensors: Named) -> dict[str, torch.Tensor]:
+        """Without the rows that stand for no label."""
+        heads = {name: tensor[: settings.num_labels] for name, tensor in tensors.items() if "head." in name}
+        logits = {name: tensor[:, : settings.num_labels] for name, tensor in tensors.items() if name == "logits"}
+        return {**tensors, **heads, **logits}
+
+    wide = make_inputs(program)
+    narrow = cut(wide)
+    heads = [name for name in wide if "head." in name and not name.startswith("state.")]
+    wide |= {name: program_tensor(manifest, {"heads.0.any": narrow[name]}, "heads.0.any") for name in heads}
+    for _ in range(3):
+        actual, expected = program.compute(wide), reference.run(name, narrow)
+        assert difference(cut(actual), expected) < 1e-5
+        wide |= {name: tensor for name, tensor in actual.items() if name in wide}
+        narrow |= {name: tensor for name, tensor in expected.items() if name in narrow}
+    for name in heads:
+        assert wide[name].shape[0] == 8 > settings.num_labels
+        assert (wide[name][settings.num_labels :] == (NO_LABEL if name.endswith("bias") else 0.0)).all()
 
 
 def test_the_global_branch_sees_the_adapters_after_the_window(make_settings: Any, make_inputs: Any) -> None:

@@ -29,6 +29,11 @@ Tensors = dict[str, FloatArray]
 
 STATISTICS_PIECE = "statistics"
 
+NO_LABEL = -1e4
+"""The bias of a row of a head that stands for no label: its probability is 0 in float32."""
+
+_FEWEST_HEAD_ROWS = 8
+
 
 def adapter_names(layer: int) -> tuple[str, str]:
     """The two tensors of the adapter after `layer`."""
@@ -56,6 +61,14 @@ def state_shapes(num_layers: int, hidden_size: int, bottleneck: int, num_labels:
         shapes |= {weight: (num_labels, hidden_size), bias: (num_labels,)}
         shapes |= dict.fromkeys(statistics_names(layer), (hidden_size,))
     return shapes
+
+
+def head_rows(num_labels: int) -> int:
+    """Rows that heads have in programs: a power of two, 8 or more, so that programs serve other sets of labels too.
+
+    Rows after the labels have weights of 0 and a bias of `NO_LABEL`: they never win, and nothing flows back to them.
+    """
+    return max(_FEWEST_HEAD_ROWS, 1 << (num_labels - 1).bit_length())
 
 
 def piece_of(name: str) -> str:

@@ -63,7 +63,7 @@ class Classifier:
     """
 
     def __init__(self, manifest: Manifest, data: TokenData) -> None:
-        self._data, self._batch_size = data, manifest.shapes.batch_size
+        self._manifest, self._data, self._batch_size = manifest, data, manifest.shapes.batch_size
         self._last = manifest.model.num_layers - 1
 
     def trained(self, first_layer: int, window_size: int) -> dict[str, str]:
@@ -101,7 +101,7 @@ class Classifier:
     def scoring(self, state: Named, mapped: ExitStack) -> Feed:
         """The final head."""
         del mapped
-        return head_feed(state, self._last)
+        return head_feed(self._manifest, state, self._last)
 
     def scored(self, rows: Sequence[int]) -> Iterator[Feed]:
         """Every label once."""

@@ -26,7 +26,7 @@ from chainfed.harness.mapped import MappedFile
 from chainfed.harness.objective import Classifier, objective_of, scalars
 from chainfed.harness.outcome import EvaluationOutcome, UpdateOutcome, write_tensors
 from chainfed.harness.training import auxiliary_adapters, changes, run_steps
-from chainfed.runtime.feeds import Named, head_feed, take
+from chainfed.runtime.feeds import Named, head_feed, program_tensor
 from chainfed.runtime.memory import trim
 from chainfed.runtime.program import Program
 from chainfed.runtime.shards import Shard
@@ -88,7 +88,8 @@ class FeatureFile:
 
 def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
     """Trains the adapters of a window, and a classifier's heads with them (Sec. 4.2, 4.3; Eq. 2)."""
-    num_layers = work.bundle.manifest.model.num_layers
+    manifest = work.bundle.manifest
+    num_layers = manifest.model.num_layers
     end = task.first_layer + task.window_size - 1
     if task.window_size < 1 or end >= num_layers:
         raise BundleError(f"The window {task.first_layer} to {end} is not within the bundle's {num_layers} layers.")
@@ -116,7 +117,7 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
             trained, measured = run_steps(
                 "window",
                 program,
-                {source: take(work.state, target) for source, target in names.items()},
+                {source: program_tensor(manifest, work.state, target) for source, target in names.items()},
                 steps,
                 constant,
                 lambda rows: _window_batch(work, hidden, buffer, rows) | objective.targets(rows),
@@ -150,7 +151,7 @@ def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
         with work.bundle.program("head") as program:
             for index, layer in enumerate(layers):
                 work.checkpoint(f"head {layer}")
-                feed = head_feed(work.state, layer)
+                feed = head_feed(work.bundle.manifest, work.state, layer)
                 trained, values = run_steps(
                     f"head.{layer}",
                     program,

@@ -84,5 +84,9 @@ def auxiliary_adapters(
 
 
 def changes(trained: Named, before: Named, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """After minus before of the tensors that `names` maps from the program's inputs to the model state's names."""
-    return {target: trained[source] - take(before, target) for source, target in names.items()}
+    """After minus before of the tensors that `names` maps from the program's inputs to the model state's names.
+
+    The rows of a head that stand for no label stay behind.
+    """
+    pairs = {target: (trained[source], take(before, target)) for source, target in names.items()}
+    return {target: after[: len(tensor)] - tensor for target, (after, tensor) in pairs.items()}

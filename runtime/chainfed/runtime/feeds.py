@@ -13,7 +13,7 @@ import torch
 
 from chainfed.core.errors import BundleError
 from chainfed.core.manifest import OUTPUT_FILE, Manifest
-from chainfed.core.tensors import adapter_names, head_names, statistics_names
+from chainfed.core.tensors import NO_LABEL, adapter_names, head_names, head_rows, statistics_names
 from chainfed.runtime.shards import Shard
 
 Named = Mapping[str, torch.Tensor]
@@ -70,16 +70,33 @@ def language_head_feed(manifest: Manifest, path: Callable[[str], Path]) -> Itera
         feed.clear()
 
 
-def head_feed(state: Named, layer: int) -> dict[str, torch.Tensor]:
+def head_feed(manifest: Manifest, state: Named, layer: int) -> dict[str, torch.Tensor]:
     """The head at `layer` and the statistics that standardise its features, for the programs `head` and `score`."""
-    weight, bias = head_names(layer)
-    return {"head.weight": take(state, weight), "head.bias": take(state, bias)} | statistics_feed(state, layer)
+    weight, bias = (program_tensor(manifest, state, name) for name in head_names(layer))
+    return {"head.weight": weight, "head.bias": bias} | statistics_feed(state, layer)
 
 
 def statistics_feed(state: Named, layer: int, prefix: str = "") -> dict[str, torch.Tensor]:
     """Mean and reciprocal deviation of the pooled features of `layer`, as inputs `{prefix}mean` and `{prefix}rstd`."""
     mean, rstd = statistics_names(layer)
     return {f"{prefix}mean": take(state, mean), f"{prefix}rstd": take(state, rstd)}
+
+
+def program_tensor(manifest: Manifest, state: Named, name: str) -> torch.Tensor:
+    """One tensor of the model state as programs take it: a head gets the rows that stand for no label.
+
+    Raises BundleError when it is not there, or a head has other labels than the bundle.
+    """
+    tensor = take(state, name)
+    if not name.startswith("heads."):
+        return tensor
+    if len(tensor) != manifest.num_labels:
+        raise BundleError(
+            f"the model state's {name} is for {len(tensor)} labels, the bundle has {manifest.num_labels}; it was made "
+            "for another label set."
+        )
+    shape = (head_rows(manifest.num_labels) - len(tensor), *tensor.shape[1:])
+    return torch.cat([tensor, torch.full(shape, NO_LABEL if tensor.dim() == 1 else 0.0)])
 
 
 def take(state: Named, name: str) -> torch.Tensor:

@@ -74,13 +74,13 @@ def _predict_chunk(
 
     hidden = last_hidden_states(bundle, state, ids, masks, advance)
     with load_program(bundle, "score") as score, output_feed(bundle.manifest, bundle.path) as output:
-        feed = output | head_feed(state, bundle.manifest.model.num_layers - 1)
+        feed = output | head_feed(bundle.manifest, state, bundle.manifest.model.num_layers - 1)
         results = [
             score.run({"h": h, "mask": mask, "labels": label, "sample_weights": weight} | feed)
             for h, mask, label, weight in zip(hidden, masks, labels, weights, strict=True)
         ]
         feed.clear()
-    logits = torch.cat([result["logits"] for result in results])[: len(examples)]
+    logits = torch.cat([result["logits"] for result in results])[: len(examples), : bundle.manifest.num_labels]
     return Prediction(
         correct=round(sum(result["correct"].item() for result in results)),
         loss_sum=sum(result["loss_sum"].item() for result in results),

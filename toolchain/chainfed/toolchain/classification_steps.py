@@ -1,6 +1,7 @@
 """The programs of a classifier: heads on pooled features are trained with the adapters.
 
-B batch, S sequence, D hidden size, A bottleneck, C labels, L layers, Q window size.
+B batch, S sequence, D hidden size, A bottleneck, L layers, Q window size. Heads have `head_rows` rows, whatever the
+number of labels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from chainfed.core.tensors import head_rows
 from chainfed.toolchain.adapters import auxiliary_branch
 from chainfed.toolchain.losses import (
     correct_count,
@@ -49,7 +51,7 @@ def score_program(settings: ProgramSettings) -> ProgramDefinition:
     """Last hidden states and labels -> summed loss, correct count and logits."""
     inputs = _hidden_and_output(settings) + specs("head.", _head_shapes(settings))
     inputs += _statistics(settings, "mean", "rstd") + _batch(settings)
-    logits = TensorSpec("logits", (settings.batch_size, settings.num_labels))
+    logits = TensorSpec("logits", (settings.batch_size, head_rows(settings.num_labels)))
     outputs = (*scalars("loss_sum", "correct"), logits)
     return ProgramDefinition("score", inputs, outputs, partial(_score, settings))
 
@@ -157,4 +159,5 @@ def _batch(settings: ProgramSettings) -> tuple[TensorSpec, ...]:
 
 
 def _head_shapes(settings: ProgramSettings) -> dict[str, tuple[int, ...]]:
-    return {"weight": (settings.num_labels, settings.family.hidden_size), "bias": (settings.num_labels,)}
+    rows = head_rows(settings.num_labels)
+    return {"weight": (rows, settings.family.hidden_size), "bias": (rows,)}

@@ -151,9 +151,9 @@ class Cases:
         last = self._layers - 1
         h = {"h": batch.hidden[self._layers], "mask": batch.mask} | self._output
         yield Case("pool", batch.description, h, batch.rows)
-        yield Case("score", batch.description, h | head_feed(self._state, last) | _targets(batch, 1.0), batch.rows)
+        yield Case("score", batch.description, h | self._head_at(last) | _targets(batch, 1.0), batch.rows)
         features = {"features": self._randn(len(batch.ids), self._manifest.model.hidden_size)}
-        feed = features | head_feed(self._state, last) | _targets(batch) | self._zero_state("head")
+        feed = features | self._head_at(last) | _targets(batch) | self._zero_state("head")
         feed["head_lr"] = torch.tensor(self._manifest.defaults.head_lr)
         yield Case("head", batch.description, feed, batch.rows, _STEPS)
 
@@ -176,15 +176,18 @@ class Cases:
         """What a window that ends at layer `end` takes beside adapters and layers: targets, heads, rates."""
         last, defaults = self._layers - 1, self._manifest.defaults
         feed = _targets(batch)
-        for part in ("weight", "bias"):
-            feed[f"trainable.local_head.{part}"] = self._state[f"heads.{end}.{part}"]
-            feed[f"trainable.final_head.{part}"] = self._state[f"heads.{last}.{part}"]
+        for head, layer in (("local_head", end), ("final_head", last)):
+            for part in ("weight", "bias"):
+                feed[f"trainable.{head}.{part}"] = self._head_at(layer)[f"head.{part}"]
         feed |= statistics_feed(self._state, end, "local_")
         branch_end = end if defaults.global_branch_statistics == "window_end" else last
         feed |= statistics_feed(self._state, branch_end, "final_")
         rates = {"adapter_lr": defaults.adapter_lr, "head_lr": defaults.head_lr}
         rates["final_head_lr"] = 0.0 if end == last else defaults.head_lr
         return feed | {name: torch.tensor(rate) for name, rate in rates.items()}
+
+    def _head_at(self, layer: int) -> dict[str, Tensor]:
+        return head_feed(self._manifest, self._state, layer)
 
     def random_labels(self, ids: Tensor) -> Tensor:
         """Labels of the batch of random tokens."""
