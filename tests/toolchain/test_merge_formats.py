@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from chainfed.core.manifest import Bundle, ProgramEntry
 from chainfed.core.tensors import Tensors, encode
 from chainfed.runtime.prediction import predict
 from chainfed.runtime.program import Program
+from chainfed.toolchain.export import export_bundle
+from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.merge_formats import agreement, executorch, onnx
 from chainfed.toolchain.merge_formats.merging import MergeSettings, merge_as
 from chainfed.toolchain.merge_formats.tuned_model import LogitsModel
@@ -95,6 +99,30 @@ def test_an_onnx_folder_names_the_labels_and_nothing_of_this_machine(onnx_folder
     data = (onnx_folder / "model.onnx").read_bytes()
     assert str(Path(onnx.__file__).parents[3]).encode() not in data
     assert b"stack_trace" not in data
+
+
+def test_the_card_of_an_onnx_folder_runs_as_it_stands(onnx_folder: Path) -> None:
+    assert _run_card(onnx_folder).shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_the_card_of_a_language_model_without_a_tokenizer_runs_too(tiny_language_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_language_model, tmp_path / "model"))
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    sizes: dict[str, Any] = {"seq_len": 16, "batch_size": 4, "adapter_dim": 8, "windows": (1,), "max_target_tokens": 6}
+    bundle = export_bundle(ExportSettings(str(model), (), tmp_path / "bundle", "language_modelling", **sizes))
+    merge_as(bundle, MergeSettings(bundle.path("adapters.safetensors"), tmp_path / "tuned", "onnx"))
+    assert _run_card(tmp_path / "tuned").shape == (1, 3, bundle.manifest.model.vocab_size)
+
+
+def _run_card(folder: Path) -> Any:
+    """What the code in the README of a folder prints, run in that folder."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("print(", "found = (")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(code, names)
+    return names["found"]
 
 
 @pytest.mark.slow

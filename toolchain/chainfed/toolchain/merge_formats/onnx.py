@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chainfed.core.errors import VerificationError
-from chainfed.core.manifest import CONFIG_FILE, TOKENIZER_FILE, Bundle
+from chainfed.core.manifest import CONFIG_FILE, TOKENIZER_FILE, Bundle, Manifest
 from chainfed.toolchain.checkpoint import TOKENIZER_CONFIG_FILE
 from chainfed.toolchain.merge_formats.agreement import Agreement, compare, text_batches
 from chainfed.toolchain.merge_formats.tuned_model import (
@@ -37,19 +37,23 @@ _CARD = """---
 library_name: onnx
 ---
 A {model_type} model, fine-tuned with ChainFed, as ONNX: `input_ids` and `attention_mask` (batch, sequence), int64, give
-`logits`, float32. The labels are in `config.json`.
+`logits`, float32{of_what}.
 
 ```python
-import numpy, onnxruntime, tokenizers
+import numpy, onnxruntime
 
-tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
-tokenizer.enable_truncation({seq_len})
-encoding = tokenizer.encode("a text")
+{ids}
 session = onnxruntime.InferenceSession("model.onnx")
-feed = {{"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}}
+feed = {{"input_ids": [ids], "attention_mask": [[1] * len(ids)]}}
 print(session.run(["logits"], {{name: numpy.array(rows, dtype="int64") for name, rows in feed.items()}})[0])
 ```
 """
+_IDS_OF_A_TEXT = """from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_truncation({seq_len})
+ids = tokenizer.encode("a text").ids"""
+_ANY_IDS = "ids = [1, 2, 3]  # the model came without a tokenizer"
 
 
 def write_onnx(
@@ -75,8 +79,7 @@ def write_onnx(
     folder.write(CONFIG_FILE, (json.dumps(base_config | labels, indent=1, sort_keys=True) + "\n").encode())
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE) if bundle.manifest.has_tokenizer else ():
         folder.write(name, (merged / name).read_bytes())
-    card = _CARD.format(model_type=base_config["model_type"], seq_len=bundle.manifest.shapes.seq_len)
-    folder.write("README.md", card.encode())
+    folder.write("README.md", _card(bundle.manifest, base_config["model_type"]).encode())
     return agreement
 
 
@@ -101,6 +104,12 @@ def check_onnx(bundle: Bundle, model: LogitsModel, path: Path, tolerance: float)
 
     batches = text_batches(bundle, bundle.manifest.shapes.seq_len, _BATCH_SIZES)
     return compare(model, run, batches, tolerance, "the ONNX model")
+
+
+def _card(manifest: Manifest, model_type: str) -> str:
+    of_what = " (batch, sequence, vocabulary)" if manifest.is_language_model else "; the labels are in `config.json`"
+    ids = _IDS_OF_A_TEXT.format(seq_len=manifest.shapes.seq_len) if manifest.has_tokenizer else _ANY_IDS
+    return _CARD.format(model_type=model_type, of_what=of_what, ids=ids)
 
 
 def _export(model: LogitsModel, path: Path) -> None:
