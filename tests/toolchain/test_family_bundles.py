@@ -20,7 +20,7 @@ from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.verify import verify_bundle
 from tests.toolchain.family_models import DECODERS, ENCODERS, write_family_model
 
-_QUICK = ("roberta", "modernbert", "llama")
+_QUICK = ("roberta", "modernbert", "gemma2")
 _LABELS = ("animals", "machines", "plants")
 _TEXTS = ("a cat and the dog", "pump", "the dog is on a tree and the cat is not on it", "dog cat dog")
 

@@ -20,10 +20,14 @@ _CORE: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
 
 _TINY = 1e-30  # keeps gelu(x) / x defined at 0; too small to change any other x
 
+_GELU_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
+_GELU_CUBIC = 0.044715 * _GELU_LINEAR
+
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions, with ours in place of those that do badly on phones."""
     return _CORE | {
+        aten.gelu.default: approximate_gelu,
         aten.gelu_backward.default: _gelu_backward,
         aten._softmax_backward_data.default: _softmax_backward,
         aten.native_layer_norm_backward.default: _layer_norm_backward,
@@ -33,10 +37,24 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
     }
 
 
+def approximate_gelu(x: Tensor, *, approximate: str = "none") -> Any:
+    """The approximation of gelu by tanh spelled out, with (1 + tanh(u)) / 2 as sigmoid(2u); the exact gelu stays.
+
+    XNNPACK, as ExecuTorch 1.4 calls it, computes the exact function whichever is asked for.
+    """
+    return NotImplemented if approximate == "none" else x * _gelu_gate(x)
+
+
+def _gelu_gate(x: Tensor) -> Tensor:
+    return torch.sigmoid(x * (x * x * _GELU_CUBIC + _GELU_LINEAR))
+
+
 def _gelu_backward(grad_output: Tensor, x: Tensor, *, approximate: str = "none") -> Any:
     """d gelu(x) = Phi(x) + x phi(x), where Phi(x), the normal distribution, is taken as gelu(x) / x."""
     if approximate != "none":
-        return _CORE[aten.gelu_backward.default](grad_output, x, approximate=approximate)
+        gate = _gelu_gate(x)
+        slope = x * x * (3.0 * _GELU_CUBIC) + _GELU_LINEAR
+        return grad_output * (gate + x * gate * (1.0 - gate) * slope)
     nonzero = x + _TINY
     distribution = torch.nn.functional.gelu(nonzero) / nonzero
     density = (x * x * -0.5).exp() * (1.0 / math.sqrt(2.0 * math.pi))

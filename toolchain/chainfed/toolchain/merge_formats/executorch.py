@@ -13,6 +13,7 @@ from torch import Tensor
 
 from chainfed.core.manifest import TOKENIZER_FILE, Bundle, ProgramEntry, TensorSpec
 from chainfed.runtime.program import Program, set_threads
+from chainfed.toolchain.decompositions import approximate_gelu
 from chainfed.toolchain.merge_formats.agreement import Agreement, compare, padded, text_batches
 from chainfed.toolchain.merge_formats.tuned_model import (
     INPUT_NAMES,
@@ -99,6 +100,7 @@ def _lower(bundle: Bundle, model: LogitsModel, seq_len: int) -> _Inference:
     examples = tuple(torch.ones(1, seq_len, dtype=torch.int64) for _ in INPUT_NAMES)
     with quiet_exporter():
         exported = torch.export.export(model, examples, strict=False)
+        exported = exported.run_decompositions({torch.ops.aten.gelu.default: approximate_gelu})
         edge = to_edge_transform_and_lower(
             exported, partitioner=[XnnpackPartitioner()], constant_methods=_constants(bundle, seq_len)
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
 
 from .configuration_chainfed import ChainFedConfig
@@ -57,7 +57,10 @@ class ChainFedLayer(nn.Module):
 def base_model_with_adapters(config: ChainFedConfig) -> Any:
     """The base model of `config.base_config`, with an adapter after each layer and no pooler."""
     base = AutoConfig.for_model(**config.base_config)
-    model = AutoModel.from_config(base, attn_implementation=config._attn_implementation)
+    attention = config._attn_implementation
+    if attention == "sdpa" and not MODEL_MAPPING[type(base)]._supports_sdpa:
+        attention = "eager"
+    model = AutoModel.from_config(base, attn_implementation=attention)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     layers = model.get_submodule(config.layers_path)
