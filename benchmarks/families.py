@@ -22,6 +22,7 @@ from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.programs import TaskKind
 from chainfed.toolchain.verify import verify_bundle
+from chainfed.toolchain.verify_cases import SENTENCES
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 3000,
@@ -35,7 +36,7 @@ _SIZES: dict[str, Any] = {
 _DECODER: dict[str, Any] = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
 _ENCODERS = {
     "BERT": transformers.BertConfig(**_SIZES),
-    "DistilBERT": transformers.DistilBertConfig(**_SIZES),
+    "DistilBERT": transformers.DistilBertConfig(**_SIZES, hidden_dim=768),
     "ELECTRA": transformers.ElectraConfig(**_SIZES, embedding_size=128),
     "RoBERTa": transformers.RobertaConfig(**_SIZES),
     "XLM-R": transformers.XLMRobertaConfig(**_SIZES),
@@ -120,7 +121,7 @@ def _write_model(config: Any, task: TaskKind, folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         kind.from_config(config).save_pretrained(folder)
-    words = ["[PAD]", "[UNK]", *(f"w{number}" for number in range(100))]
+    words = ["[PAD]", "[UNK]", *sorted({word for sentence in SENTENCES for word in sentence.split()})]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
