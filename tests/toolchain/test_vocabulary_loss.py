@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
 from chainfed.toolchain import vocabulary_loss as module
+from chainfed.toolchain.programs import Named, ProgramDefinition, TensorSpec
 from chainfed.toolchain.vocabulary_loss import vocabulary_logits, vocabulary_loss
 
 
@@ -34,6 +37,25 @@ def test_losses_hits_and_gradients(vocabulary: int, softcap: float | None, monke
     assert torch.allclose(features.grad.double(), exact.grad, atol=1e-5)
     assert torch.equal(hits.bool(), logits.argmax(dim=1) == targets)
     assert torch.allclose(vocabulary_logits(features, {"weight": head}, softcap).double(), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [140, 139], ids=["a loop", "seven chunks"])
+def test_logits_of_a_large_vocabulary_are_lowered(
+    vocabulary: int, lowered: Any, difference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More chunks than XNNPACK joins at once; and none is kept while another is computed."""
+    monkeypatch.setattr(module, "CHUNK_ROWS", 20)
+    shapes = {"features": (3, 64), "weight": (vocabulary, 64), "logits": (3, vocabulary)}
+    specs = {name: TensorSpec(name, shape) for name, shape in shapes.items()}
+
+    def compute(tensors: Named) -> Named:
+        return {"logits": vocabulary_logits(tensors["features"], {"weight": tensors["weight"]})}
+
+    definition = ProgramDefinition("next", (specs["features"], specs["weight"]), (specs["logits"],), compute)
+    program = lowered(definition)
+    inputs = {"features": torch.randn(3, 64), "weight": torch.randn(vocabulary, 64)}
+    assert difference(program.run(inputs), compute(inputs)) < 1e-5
+    assert program.program.arena_bytes < specs["weight"].nbytes / 2
 
 
 def test_logits_of_any_size_do_not_overflow() -> None:

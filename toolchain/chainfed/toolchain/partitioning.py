@@ -25,6 +25,7 @@ from torch.fx import GraphModule, Node
 from chainfed.toolchain.xnnpack_workspace import cut_to_workspace
 
 _POSITION = "chainfed_position"
+_JOINED_AT_ONCE = 5
 
 
 class RunPartitioner(XnnpackPartitioner):  # type: ignore[misc]
@@ -47,7 +48,8 @@ class RunPartitioner(XnnpackPartitioner):  # type: ignore[misc]
                 node.meta[_POSITION] = place
             part = copy.copy(exported_program)
             part._graph_module = graph_module
-            supported = {node for group in self.get_matched_nodes_from_configs(part) for node in group}
+            matched = (node for group in self.get_matched_nodes_from_configs(part) for node in group)
+            supported = {node for node in matched if not _joins_too_many(node)}
             for run in filter(None, map(_without_views_around, cut_to_workspace(list(_runs(graph_module, supported))))):
                 tag = f"run_{number}_{run[0].meta[_POSITION]}"
                 tags[tag] = self.delegation_spec
@@ -89,6 +91,11 @@ def restore_order(graph_module: GraphModule) -> None:
                 heapq.heappush(ready, (places[user], order[user], user))
     graph.lint()
     graph_module.recompile()
+
+
+def _joins_too_many(node: Node) -> bool:
+    """Whether it is a concatenation that XNNPACK has no operator for, though the partitioner takes it."""
+    return node.target is exir_ops.edge.aten.cat.default and len(node.all_input_nodes) > _JOINED_AT_ONCE
 
 
 def _runs(graph_module: GraphModule, supported: set[Node]) -> Iterator[list[Node]]:

@@ -118,8 +118,7 @@ def _add_chunk(names: tuple[str, ...], softcap: float | None, *tensors: Tensor) 
     tensors; features (N, D) and targets (N,).
     """
     highest, total, pulled, wanted, start, *stored, features, targets = tensors
-    rows = widened(dict(zip(names, stored, strict=True)))["weight"]
-    logits, slope = _capped(functional.linear(features, rows), softcap)
+    logits, slope, rows = _logits(features, dict(zip(names, stored, strict=True)), softcap)
     higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
     shrink = (highest - higher).exp()
     shares = (logits - higher).exp()
@@ -133,19 +132,34 @@ def _add_chunk(names: tuple[str, ...], softcap: float | None, *tensors: Tensor) 
 
 def vocabulary_logits(features: Tensor, head: Named, softcap: float | None = None) -> Tensor:
     """The logits themselves, chunk by chunk: (N, D), ``weight`` (V, D) -> (N, V)."""
-    chunks = []
-    for start in range(0, head["weight"].shape[0], CHUNK_ROWS):
-        stored = {name: tensor[start : start + CHUNK_ROWS] for name, tensor in head.items()}
-        chunks.append(_capped(functional.linear(features, widened(stored)["weight"]), softcap)[0])
-    return torch.cat(chunks, dim=1)
+    vocabulary, rows = head["weight"].shape[0], chunk_rows(head["weight"].shape[0])
+    if rows == vocabulary or vocabulary % rows:
+        parts = []
+        for start in range(0, vocabulary, rows):
+            chunk = {name: tensor[start : start + rows] for name, tensor in head.items()}
+            parts.append(_logits(features, chunk, softcap)[0])
+        return torch.cat(parts, dim=1)
+
+    def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+        count, *stored, given = tensors
+        return count + 1.0, _logits(given, dict(zip(head, stored, strict=True)), softcap)[0]
+
+    stacked = [tensor.view(vocabulary // rows, rows, *tensor.shape[1:]) for tensor in head.values()]
+    logits: Tensor = scan_op(step, [torch.zeros(1)], stacked, (features,))[1]  # a loop has to carry something
+    return logits.transpose(0, 1).reshape(len(features), vocabulary)
 
 
-def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Logits after the cap, and their derivative where there is one: tanh(x) is 2 sigmoid(2x) - 1."""
+def _logits(features: Tensor, stored: Named, softcap: float | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Capped logits of a chunk, the cap's derivative where there is one, and the chunk's rows in float32.
+
+    tanh(x) is taken as 2 sigmoid(2x) - 1.
+    """
+    rows = widened(dict(stored))["weight"]
+    logits = functional.linear(features, rows)
     if softcap is None:
-        return logits, None
+        return logits, None, rows
     bounded = torch.sigmoid(logits * (2.0 / softcap)) * 2.0 - 1.0
-    return bounded * softcap, 1.0 - bounded * bounded
+    return bounded * softcap, 1.0 - bounded * bounded, rows
 
 
 def _logit_of(places: Tensor, logits: Tensor) -> Tensor:
