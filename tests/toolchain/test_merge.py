@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from chainfed.core.errors import BadInputError, BundleError
 from chainfed.core.examples import read_examples
@@ -18,6 +20,7 @@ from chainfed.core.tensors import Tensors, encode
 from chainfed.runtime.prediction import predict
 from chainfed.toolchain.evaluate import evaluate_bundle
 from chainfed.toolchain.merge import MODEL_CODE, classifier_of, merge_bundle
+from chainfed.toolchain.model_state import read_model_state
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,31 @@ def test_logits_accuracy_and_loss_are_those_of_the_programs(
     assert evaluation.examples == len(examples) == 60
     assert evaluation.loss == pytest.approx(output.loss.item(), abs=1e-5)
     assert round(evaluation.accuracy * 60) == int((output.logits.argmax(dim=1) == labels).sum())
+
+
+def test_a_bfloat16_checkpoint_merges_into_a_float32_model(
+    tiny_model: Path, tiny_data: Any, export_dtype: Any, tmp_path: Path, load_merged: Any
+) -> None:
+    """Its configuration says bfloat16, as those of most of today's models do; adapters and layers must be alike."""
+    model = tmp_path / "model"
+    loaded = transformers.AutoModel.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    loaded.save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, model)
+    bundle = export_dtype("f32", model)
+    assert json.loads(bundle.path("config.json").read_text())["dtype"] == "bfloat16"
+    folder = merge_bundle(bundle, bundle.path("adapters.safetensors"), tmp_path / "merged")
+    tokenizer, merged_model = load_merged(folder)
+    assert {parameter.dtype for parameter in merged_model.parameters()} == {torch.float32}
+    examples = read_examples(tiny_data.test, bundle.manifest.task.labels)
+    batch = tokenizer([example.text for example in examples], truncation=True, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = merged_model(**batch).logits.numpy()
+    programs = predict(bundle, read_model_state(bundle, None), examples)
+    assert float(np.abs(logits - programs.logits).max()) < 1e-4
+    narrow = type(merged_model).from_pretrained(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+    assert narrow(**batch).logits.dtype == torch.bfloat16
 
 
 def test_the_model_is_a_whole_transformers_model(loaded: tuple[Any, Any], tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -55,12 +55,15 @@ class ChainFedLayer(nn.Module):
 
 
 def base_model_with_adapters(config: ChainFedConfig) -> Any:
-    """The base model of `config.base_config`, with an adapter after each layer and no pooler."""
+    """The base model of `config.base_config`, with an adapter after each layer and no pooler.
+
+    It gets the dtype in which the model around it is being made, whatever its own configuration was saved with.
+    """
     base = AutoConfig.for_model(**config.base_config)
     attention = config._attn_implementation
     if attention == "sdpa" and not MODEL_MAPPING[type(base)]._supports_sdpa:
         attention = "eager"
-    model = AutoModel.from_config(base, attn_implementation=attention)
+    model = AutoModel.from_config(base, attn_implementation=attention, dtype=torch.get_default_dtype())
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     layers = model.get_submodule(config.layers_path)
