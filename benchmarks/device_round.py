@@ -129,11 +129,12 @@ def _round(bundle: Bundle, data: Path, folder: Path, size: int, end_to_end: int)
     """A federation of one device and one round, the window as deep in the chain as FOAT can put it."""
     coordinator = CoordinatorProcess(folder / "coordinator", folder.with_suffix(".log"))
     try:
-        options = ["--coordinator", coordinator.address, "--state", folder / "device", "--data", data, "--json"]
+        places = {"coordinator": coordinator.address, "state": str(folder / "device"), "data": str(data)}
+        options = [part for name, place in places.items() for part in (f"--{name}", place)]
         with (
             OperatorClient(coordinator.address) as client,
             subprocess.Popen(
-                [sys.executable, "-m", "chainfed.core", "device", *options], stdout=subprocess.PIPE
+                [sys.executable, "-m", "chainfed.core", "device", *options, "--json"], stdout=subprocess.PIPE
             ) as device,
         ):
             config = pb.RunConfig(

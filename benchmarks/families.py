@@ -99,7 +99,7 @@ def _measure(name: str, config: Any, task: TaskKind) -> dict[str, Any]:
         model = _write_model(config, task, Path(work) / "model")
         labels = ("a", "b", "c") if task == "classification" else ()
         settings = ExportSettings(
-            str(model), labels, Path(work) / "bundle", task, 64, 4, adapter_dim=32, windows=(1, 2)
+            str(model), labels, Path(work) / "bundle", task, seq_len=64, batch_size=4, adapter_dim=32, windows=(1, 2)
         )
         began = time.monotonic()
         bundle = export_bundle(settings)

@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -87,7 +88,8 @@ class AdaptedModel:
 
     def layer(self, index: int, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = self.layers[index](h, mask[:, None, None, :].bool())
-        return output[0] if isinstance(output, tuple) else output
+        hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
 
     @torch.no_grad()
     def prepare(self, texts: list[str], labels: list[int], tokenizer: Tokenizer) -> Batchable:
@@ -150,7 +152,7 @@ def run_method(
     train: Batchable,
     test: Batchable,
     shares: list[list[int]],
-) -> dict:
+) -> dict[str, Any]:
     state = model.initial(options.adapter_dim, options.num_labels, options.seed)
     probing = method == "linear_probing"
     sample_rows = [row for share in shares for row in share[:STATISTICS_EXAMPLES]]
@@ -188,7 +190,7 @@ def run_method(
                 )
                 loss = functional.cross_entropy(head_logits(local, features, mean, rstd), train.labels[index])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_([local[name] for name in trained], options.max_grad_norm)
                 optimizer.step()
                 losses.append(loss.item())
@@ -249,7 +251,7 @@ def main() -> None:
     shares = partition(
         [row.label for row in train_rows], options.devices, PartitionSpec.parse(options.partition), options.seed
     )
-    result = {
+    result: dict[str, dict[str, Any]] = {
         "options": {key: str(value) for key, value in vars(options).items() if not isinstance(value, Path)},
         "methods": {},
     }

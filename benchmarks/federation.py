@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tasks import AGNEWS, YELP, Task, bundle_of, model_folder
 
@@ -53,7 +54,7 @@ def _one_seed(task: Task, shared: Path, folder: Path, seed: int, rounds: int) ->
     return {name: {key: figures[key] for key in ("accuracy", "bytes_up")} for name, figures in outcome.items()}
 
 
-def _baselines(task: Task, shared: Path, result: Path, seed: int, rounds: int) -> dict:
+def _baselines(task: Task, shared: Path, result: Path, seed: int, rounds: int) -> dict[str, Any]:
     train, test = task.files(shared)
     options = {
         "model": model_folder(shared), "train": train, "test": test, "labels": len(task.labels(shared)), "out": result,
@@ -63,10 +64,11 @@ def _baselines(task: Task, shared: Path, result: Path, seed: int, rounds: int) -
     if "full_adapters" not in methods:
         flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         subprocess.run([sys.executable, str(Path(__file__).with_name("federated_baselines.py")), *flags], check=True)
-    return json.loads(result.read_text())["methods"]
+    outcomes: dict[str, Any] = json.loads(result.read_text())["methods"]
+    return outcomes
 
 
-def _chain(task: Task, shared: Path, folder: Path, place: Path, seed: int, rounds: int) -> dict:
+def _chain(task: Task, shared: Path, folder: Path, place: Path, seed: int, rounds: int) -> dict[str, Any]:
     if not (place / "result.json").is_file():
         train, test = task.files(shared)
         command = [
@@ -76,4 +78,5 @@ def _chain(task: Task, shared: Path, folder: Path, place: Path, seed: int, round
             *("--out", str(place), "--json"),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((place / "result.json").read_text())
+    result: dict[str, Any] = json.loads((place / "result.json").read_text())
+    return result

@@ -38,7 +38,7 @@ def measure(config: RobertaConfig, repeats: int) -> dict[str, Any]:
         name: np.ones(shape, np.float32) if "LayerNorm.weight" in name else _normal(generator, shape)
         for name, shape in family.layer_shapes.items()
     }
-    results = {}
+    results: dict[str, Any] = {}
     for dtype in _DTYPES:
         settings = ProgramSettings(family, 8, 256, 64, 2, windows=(1,), dtype=dtype)
         results[dtype] = _measure(settings, narrow(weights, matrices(family.layer_shapes), dtype), weights, repeats)

@@ -69,7 +69,7 @@ def _write_checkpoint(folder: Path, layers: int) -> tuple[int, int]:
     with torch.device("meta"):
         tensors = transformers.AutoModel.from_config(config).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(_SHARDS):
         part = dict(list(shapes.items())[number::_SHARDS])
         name = f"model-{number + 1:05}-of-{_SHARDS:05}.safetensors"

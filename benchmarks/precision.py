@@ -25,7 +25,7 @@ from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.reference import Reference, wide_tensors
 from chainfed.toolchain.verify import norm_error, settings_of
-from chainfed.toolchain.verify_cases import SENTENCES, Case, Cases
+from chainfed.toolchain.verify_cases import SENTENCES, Case, Cases, classified_rows
 
 _DTYPES: tuple[WeightDtype, ...] = get_args(WeightDtype)
 _WINDOW = 2
@@ -46,11 +46,9 @@ def measure(shared: Path, folder: Path, quick: bool) -> None:
 
 def _bundle(dtype: WeightDtype, shared: Path, folder: Path) -> Bundle:
     place = folder / "bundles" / f"precision-{dtype}"
-    if place.is_dir():
-        return Bundle(place)
     labels = tuple(str(number) for number in range(len(AGNEWS.labels(shared))))
-    settings = ExportSettings(str(model_folder(shared)), labels, place, 64, windows=(_WINDOW,), dtype=dtype)
-    return export_bundle(settings)
+    model = str(model_folder(shared))
+    return export_bundle(ExportSettings(model, labels, place, seq_len=64, windows=(_WINDOW,), dtype=dtype, force=True))
 
 
 def _sizes_and_times(bundles: Mapping[WeightDtype, Bundle], dtype: WeightDtype, repeats: int) -> dict[str, float]:
@@ -79,8 +77,8 @@ def _passed_file(manifest: Manifest) -> str:
 
 
 def _case(bundle: Bundle, program: str) -> Case:
-    examples = [Example(text, 0) for text in SENTENCES]
-    return next(case for case in Cases(bundle, Reference(settings_of(bundle)), examples) if case.program == program)
+    rows = classified_rows(bundle, [Example(text, 0) for text in SENTENCES])
+    return next(case for case in Cases(bundle, Reference(settings_of(bundle)), rows) if case.program == program)
 
 
 def _program(bundle: Bundle, case: Case) -> tuple[Path, ProgramEntry]:
@@ -128,7 +126,7 @@ def _probe(bundle: Bundle, train: list[Example], shared: Path) -> Tensors:
     tokens, model = tokenizer([example.text for example in train]), AutoModel.from_pretrained(model_folder(shared))
     pooled = []
     with torch.no_grad():
-        for ids, mask in zip(tokens.ids.split(32), tokens.mask.split(32), strict=True):
+        for ids, mask in zip(torch.split(tokens.ids, 32), torch.split(tokens.mask, 32), strict=True):
             hidden = model.eval()(ids, attention_mask=mask.long()).last_hidden_state * mask[:, :, None]
             pooled.append(hidden.sum(1) / mask.sum(1, keepdim=True))
     features = torch.cat(pooled)
@@ -150,7 +148,7 @@ def _fit(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[to
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-2)
     for _ in range(200):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(head(features), labels).backward()
+        torch.nn.functional.cross_entropy(head(features), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return head.weight.detach(), head.bias.detach()
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import device_round
 import large_blocks
@@ -126,8 +127,7 @@ def _llama_7b(layers: int = 32) -> LlamaConfig:
     return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=32_000, pad_token_id=0)
 
 
-Config = RobertaConfig | LlamaConfig
-MODELS: Mapping[str, Callable[..., Config]] = {
+MODELS: Mapping[str, Callable[..., Any]] = {
     "roberta": _roberta_large,
     "llama-1b": _llama_1b,
     "llama-7b": _llama_7b,
@@ -296,7 +296,11 @@ def _race(
     wall: Pairs = []
     for _ in range(pairs):
         times = []
-        for run in (lambda: program.run(inputs, clone_outputs=False), lambda: reference.run(name, wide)):
+        sides: tuple[Callable[[], object], ...] = (
+            lambda: program.run(inputs, clone_outputs=False),
+            lambda: reference.run(name, wide),
+        )
+        for run in sides:
             began = time.thread_time(), time.perf_counter()
             run()
             times.append((time.thread_time() - began[0], time.perf_counter() - began[1]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chainfed.core.manifest import Bundle
 from chainfed.toolchain.export import export_bundle
-from chainfed.toolchain.export_settings import ExportSettings
+from chainfed.toolchain.export_settings import ExportSettings, OptimizerName
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,9 @@ def model_folder(shared: Path) -> Path:
     return shared / "models/minilm-l6"
 
 
-def bundle_of(task: Task, shared: Path, out: Path, optimizer: str = "adamw") -> Bundle:
-    """The task's bundle, exported once into `out`."""
+def bundle_of(task: Task, shared: Path, out: Path, optimizer: OptimizerName = "adamw") -> Bundle:
+    """The task's bundle, exported into `out` as this ChainFed does it; its programs are in the cache after the first."""
     folder = out / "bundles" / f"{task.name}-{optimizer}"
-    if folder.is_dir():
-        return Bundle(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return export_bundle(
-        ExportSettings(
-            str(model_folder(shared)), task.labels(shared), folder, seq_len=task.seq_len, optimizer=optimizer
-        )
-    )
+    model, labels = str(model_folder(shared)), task.labels(shared)
+    return export_bundle(ExportSettings(model, labels, folder, seq_len=task.seq_len, optimizer=optimizer, force=True))

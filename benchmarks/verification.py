@@ -10,13 +10,15 @@ from pathlib import Path
 from tasks import AGNEWS, bundle_of
 
 from chainfed.core.console import out, table
+from chainfed.toolchain.export_settings import OptimizerName
 
 
 def measure(shared: Path, folder: Path, quick: bool) -> None:
     """Runs `chainfed verify` on the bundles of both optimisers and prints its figures."""
     rows = table("Programs against PyTorch eager, one thread", "program", "optimiser", "largest error", "time / eager")
     results = {}
-    for optimizer in ("adamw",) if quick else ("adamw", "sgd"):
+    optimizers: tuple[OptimizerName, ...] = ("adamw",) if quick else ("adamw", "sgd")
+    for optimizer in optimizers:
         bundle = bundle_of(AGNEWS, shared, folder, optimizer)
         command = [sys.executable, "-m", "chainfed.core", "verify", str(bundle.folder), "--json"]
         verdict = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -62,7 +62,8 @@ def test_the_greedy_continuation_is_that_of_transformers(
 @pytest.mark.slow
 def test_a_real_model_continues_token_for_token(shared: Path, tmp_path: Path) -> None:
     model = shared / "models" / "stories260k"
-    settings = ExportSettings(str(model), (), tmp_path / "bundle", "language_modelling", 64, 1, 8, windows=(1, 2))
+    sizes: dict[str, Any] = {"seq_len": 64, "batch_size": 1, "adapter_dim": 8, "windows": (1, 2)}
+    settings = ExportSettings(str(model), (), tmp_path / "bundle", "language_modelling", **sizes)
     bundle = export_bundle(settings)
     found = list(continue_greedily(bundle, read_model_state(bundle, None), [1], 63))
     assert found[:7] == [403, 407, 261, 378, 432, 383, 286]

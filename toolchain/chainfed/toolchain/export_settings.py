@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ class ExportSettings:
     labels: tuple[str, ...]
     out: Path
     task: TaskKind = "classification"
+    _: KW_ONLY
     seq_len: int = 128
     batch_size: int = 8
     adapter_dim: int = 32
