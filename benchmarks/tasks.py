@@ -40,7 +40,7 @@ def model_folder(shared: Path) -> Path:
 
 
 def bundle_of(task: Task, shared: Path, out: Path, optimizer: OptimizerName = "adamw") -> Bundle:
-    """The task's bundle, exported into `out` as this ChainFed does it; its programs are in the cache after the first."""
+    """The task's bundle, exported into `out` as this ChainFed does it; the cache has its programs after the first."""
     folder = out / "bundles" / f"{task.name}-{optimizer}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     model, labels = str(model_folder(shared)), task.labels(shared)
