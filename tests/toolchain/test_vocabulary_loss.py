@@ -14,9 +14,10 @@ from chainfed.toolchain.vocabulary_loss import vocabulary_logits, vocabulary_los
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("vocabulary", [7, 40, 53], ids=["one chunk", "a loop", "a partial chunk"])
+@pytest.mark.parametrize("vocabulary", [7, 60, 53], ids=["one chunk", "chunks that divide it", "a partial chunk"])
 def test_losses_hits_and_gradients(vocabulary: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(module, "_TILE", 5)
     generator = torch.Generator().manual_seed(vocabulary)
     features = torch.randn(9, 12, generator=generator) * 2
     head = torch.randn(vocabulary, 12, generator=generator)
@@ -39,12 +40,13 @@ def test_losses_hits_and_gradients(vocabulary: int, softcap: float | None, monke
     assert torch.allclose(vocabulary_logits(features, {"weight": head}, softcap).double(), logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("vocabulary", [140, 139], ids=["a loop", "seven chunks"])
+@pytest.mark.parametrize("vocabulary", [140, 139], ids=["chunks that divide it", "a partial chunk"])
 def test_logits_of_a_large_vocabulary_are_lowered(
     vocabulary: int, lowered: Any, difference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More chunks than XNNPACK joins at once; and none is kept while another is computed."""
+    """No chunk is kept while another is computed."""
     monkeypatch.setattr(module, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(module, "_TILE", 5)
     shapes = {"features": (3, 64), "weight": (vocabulary, 64), "logits": (3, vocabulary)}
     specs = {name: TensorSpec(name, shape) for name, shape in shapes.items()}
 
@@ -56,6 +58,20 @@ def test_logits_of_a_large_vocabulary_are_lowered(
     inputs = {"features": torch.randn(3, 64), "weight": torch.randn(vocabulary, 64)}
     assert difference(program.run(inputs), compute(inputs)) < 1e-5
     assert program.program.arena_bytes < specs["weight"].nbytes / 2
+
+
+def test_chunks_divide_the_vocabulary_where_they_stay_large() -> None:
+    vocabularies = {
+        "LLaMA 3": 128256,
+        "LLaMA 2": 32000,
+        "Gemma": 256000,
+        "Mistral": 32768,
+        "Qwen": 151936,
+        "odd": 32001,
+    }
+    rows = {name: module.chunk_rows(vocabulary) for name, vocabulary in vocabularies.items()}
+    assert rows == {"LLaMA 3": 768, "LLaMA 2": 800, "Gemma": 800, "Mistral": 1024, "Qwen": 1024, "odd": 1024}
+    assert module.chunk_rows(300) == 300
 
 
 def test_logits_of_any_size_do_not_overflow() -> None:
