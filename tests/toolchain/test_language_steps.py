@@ -82,6 +82,7 @@ def test_a_lowered_window_walks_the_vocabulary_in_a_loop_within_the_loop_over_ro
     lowered: Any, difference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vocabulary_loss, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(vocabulary_loss, "_TILE", 5)
     assert vocabulary_loss.chunk_rows(50) == 10
     settings = make_settings(_CONFIGURATIONS["llama"], tokens_at_once=16, windows=(1,))
     program = lowered(build_programs(settings)["window_q1"])

