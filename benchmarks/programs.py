@@ -24,7 +24,7 @@ from typing import Any
 import device_round
 import large_blocks
 import torch
-from transformers import LlamaConfig, RobertaConfig
+from transformers import LlamaConfig, Qwen3Config, RobertaConfig
 
 from chainfed.core.console import err, out, table
 from chainfed.core.manifest import MANIFEST_FILE, WeightDtype
@@ -121,6 +121,12 @@ def _llama_1b(layers: int = 16) -> LlamaConfig:
     return LlamaConfig(**sizes, **heads, num_hidden_layers=layers, vocab_size=128_256, pad_token_id=0)
 
 
+def _qwen_600m(layers: int = 28) -> Qwen3Config:
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 2048}
+    return Qwen3Config(**sizes, **heads, num_hidden_layers=layers, vocab_size=151_936, pad_token_id=0)
+
+
 def _llama_7b(layers: int = 32) -> LlamaConfig:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 2048}
@@ -130,6 +136,7 @@ def _llama_7b(layers: int = 32) -> LlamaConfig:
 MODELS: Mapping[str, Callable[..., Any]] = {
     "roberta": _roberta_large,
     "llama-1b": _llama_1b,
+    "qwen-0.6b": _qwen_600m,
     "llama-7b": _llama_7b,
 }
 ROWS = (
@@ -139,6 +146,7 @@ ROWS = (
     ),
     Row("roberta", "block", 8, 256, asked_ratio=1.0),
     Row("llama-1b", "q2", 1, 512, 511, 1.0, 400.0),
+    Row("qwen-0.6b", "q2", 1, 512, 511),
     Row("llama-7b", "q6", 1, 256, 255),
     Row("llama-7b", "q6", 1, 256, 255, dtype="int8"),
 )
