@@ -38,6 +38,7 @@ from chainfed.toolchain.programs import ProgramDefinition, ProgramSettings
 from chainfed.toolchain.quantization import GROUP_SCALE, SCALE
 from chainfed.toolchain.reference import Reference, reference_of, wide_tensors
 from chainfed.toolchain.steps import build_programs
+from chainfed.toolchain.verify import relative_error
 
 _ADAPTER_DIM = 64
 _LABELS = 4
@@ -297,9 +298,7 @@ def _race(
     """CPU and wall seconds of program and eager, in turn after a run of both; and their largest relative difference."""
     wide = wide_tensors(inputs)
     ours, theirs = program.run(inputs), reference.run(name, wide)
-    error = max(
-        float(((ours[key] - tensor).abs() / tensor.abs().clamp(min=1.0)).max()) for key, tensor in theirs.items()
-    )
+    error = max(relative_error(ours[key], tensor) for key, tensor in theirs.items())
     cpu: Pairs = []
     wall: Pairs = []
     for _ in range(pairs):

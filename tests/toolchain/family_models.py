@@ -21,7 +21,7 @@ _SIZES: dict[str, Any] = {
 }
 _DECODER: dict[str, Any] = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
 _LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
-_SCALED_ROPE = {
+SCALED_ROPE = {  # as in LLaMA 3
     "rope_type": "llama3",
     "rope_theta": 10000.0,
     "factor": 8.0,
@@ -32,6 +32,7 @@ _SCALED_ROPE = {
 
 Configuration = tuple[type[Any], dict[str, Any]]
 ENCODERS: dict[str, Configuration] = {
+    "bert": (transformers.BertConfig, {}),
     "distilbert": (transformers.DistilBertConfig, {}),
     "electra": (transformers.ElectraConfig, {"embedding_size": 16}),
     "roberta": (transformers.RobertaConfig, {}),
@@ -43,7 +44,7 @@ ENCODERS: dict[str, Configuration] = {
 }
 DECODERS: dict[str, Configuration] = {
     "llama": (transformers.LlamaConfig, _DECODER),
-    "llama3": (transformers.LlamaConfig, _DECODER | {"tie_word_embeddings": True, "rope_parameters": _SCALED_ROPE}),
+    "llama3": (transformers.LlamaConfig, _DECODER | {"tie_word_embeddings": True, "rope_parameters": SCALED_ROPE}),
     "mistral": (transformers.MistralConfig, _DECODER | {"sliding_window": 4}),
     "qwen2": (transformers.Qwen2Config, _DECODER),
     "qwen3": (transformers.Qwen3Config, _DECODER | {"head_dim": 16}),
@@ -55,14 +56,19 @@ DECODERS: dict[str, Configuration] = {
 }
 
 
+def family_config(name: str, vocab_size: int) -> Any:
+    """The configuration of the model of this name."""
+    make, own = (ENCODERS | DECODERS)[name]
+    return make(**_SIZES, **own, vocab_size=vocab_size)
+
+
 def write_family_model(name: str, tiny_model: Path, folder: Path, *, with_head: bool = False) -> Path:
     """Writes the model of this name; with its language-model head, or bare."""
-    make, own = (ENCODERS | DECODERS)[name]
     vocabulary = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
     kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        kind.from_config(make(**_SIZES, **own, vocab_size=vocabulary)).save_pretrained(folder)
+        kind.from_config(family_config(name, vocabulary)).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, folder)
     return folder

@@ -21,6 +21,7 @@ from chainfed.toolchain.checkpoint import Checkpoint
 from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.quantization import matrices, narrow
 from chainfed.toolchain.verify import verify_bundle
+from tests.toolchain.model_states import random_state
 
 _TEXTS = ("a cat and the dog", "pump", "the dog is on a tree and the cat is not on it")
 
@@ -28,10 +29,7 @@ _TEXTS = ("a cat and the dog", "pump", "the dog is on a tree and the cat is not 
 @pytest.fixture
 def tuned(int8_bundle: Bundle) -> Tensors:
     """A model state in which nothing is trivial."""
-    generator = np.random.default_rng(3)
-    shapes = int8_bundle.manifest.state_shapes()
-    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
-    return state | {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}
+    return random_state(int8_bundle.manifest.state_shapes())
 
 
 def test_int8_programs_agree_with_eager_on_widened_weights(int8_bundle: Bundle) -> None:

@@ -30,6 +30,7 @@ from transformers import (
 
 from chainfed.toolchain.families import MissingWeightError, UnsupportedModelError, family_for, supported_model_types
 from chainfed.toolchain.families import registry as registry_module
+from tests.toolchain.family_models import SCALED_ROPE
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -49,14 +50,6 @@ DECODER_SIZES: dict[str, Any] = SIZES | {
     "pad_token_id": 0,
     "initializer_range": 0.2,
 }
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 CONFIGURATIONS = {
     "bert": BertConfig(**SIZES),
@@ -73,7 +66,7 @@ CONFIGURATIONS = {
         sep_token_id=2,
     ),
     "llama 2": LlamaConfig(**DECODER_SIZES),
-    "llama 3": LlamaConfig(**DECODER_SIZES, rope_parameters=LLAMA3_ROPE),
+    "llama 3": LlamaConfig(**DECODER_SIZES, rope_parameters=SCALED_ROPE),
     "mistral": MistralConfig(**DECODER_SIZES, sliding_window=3),
     "mistral, no window": MistralConfig(**DECODER_SIZES, sliding_window=None),
     "qwen2": Qwen2Config(**DECODER_SIZES),

@@ -19,6 +19,7 @@ from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.verify import verify_bundle
 from tests.toolchain.family_models import DECODERS, ENCODERS, write_family_model
+from tests.toolchain.model_states import random_state
 
 _QUICK = ("roberta", "modernbert", "gemma2")
 _LABELS = ("animals", "machines", "plants")
@@ -54,7 +55,7 @@ def test_every_program_agrees_with_eager(family_bundle: Bundle) -> None:
 
 def test_with_fresh_adapters_the_programs_are_the_model(family_bundle: Bundle, family_model: Path) -> None:
     """A fresh adapter is the identity, so a head over the chain is a head over the model's own last hidden states."""
-    state = _random_state(family_bundle)
+    state = random_state(family_bundle.manifest.state_shapes())
     state |= {name: np.zeros_like(tensor) for name, tensor in state.items() if name.endswith(".up")}
     logits = predict(family_bundle, state, [Example(text, 0) for text in _TEXTS]).logits
     model = transformers.AutoModel.from_pretrained(family_model).eval()
@@ -72,7 +73,7 @@ def test_with_fresh_adapters_the_programs_are_the_model(family_bundle: Bundle, f
 def test_the_merged_folder_gives_the_logits_of_the_programs(
     family_bundle: Bundle, tmp_path: Path, load_merged: Any
 ) -> None:
-    state = _random_state(family_bundle)
+    state = random_state(family_bundle.manifest.state_shapes())
     path = tmp_path / "adapters.safetensors"
     path.write_bytes(encode(state))
     tokenizer, model = load_merged(merge_bundle(family_bundle, path, tmp_path / "merged"))
@@ -87,11 +88,3 @@ def _pooled(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Ten
     if pooling == "last":
         return torch.stack([row[int(count) - 1] for row, count in zip(hidden, mask.sum(1), strict=True)])
     return torch.stack([row[: int(count)].mean(0) for row, count in zip(hidden, mask.sum(1), strict=True)])
-
-
-def _random_state(bundle: Bundle) -> dict[str, Any]:
-    """A model state in which nothing is trivial."""
-    generator = np.random.default_rng(3)
-    shapes = bundle.manifest.state_shapes()
-    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
-    return state | {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}

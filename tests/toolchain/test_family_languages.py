@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from chainfed.core.manifest import Bundle
@@ -20,6 +19,7 @@ from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.verify import verify_bundle
 from tests.toolchain.family_models import DECODERS, write_family_model
 from tests.toolchain.language_oracle import greedy, load, loss_and_hits
+from tests.toolchain.model_states import random_state
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +57,7 @@ def test_with_fresh_adapters_the_programs_are_the_model(
 def test_the_merged_folder_is_what_the_programs_are(
     language_bundle: Bundle, tiny_passages: Any, tmp_path: Path, load_merged: Any
 ) -> None:
-    generator = np.random.default_rng(3)
-    shapes = language_bundle.manifest.state_shapes()
-    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
+    state = random_state(language_bundle.manifest.state_shapes())
     path = tmp_path / "adapters.safetensors"
     path.write_bytes(encode(state))
     _, model = load_merged(merge_bundle(language_bundle, path, tmp_path / "merged"))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -26,6 +25,7 @@ from chainfed.toolchain.merge import merge_bundle
 from chainfed.toolchain.model_state import read_model_state
 from chainfed.toolchain.verify import verify_bundle
 from tests.toolchain.language_oracle import greedy, load, loss_and_hits
+from tests.toolchain.model_states import random_state
 
 
 def test_every_program_agrees_with_eager(tiny_language_bundle: Bundle, tiny_passages: Any) -> None:
@@ -80,17 +80,10 @@ def test_a_tied_head_is_the_embeddings_and_no_file_of_its_own(tiny_language_bund
     assert set(manifest.state_shapes()) == {f"adapters.{layer}.{part}" for layer in range(3) for part in ("down", "up")}
 
 
-def random_state(bundle: Bundle) -> dict[str, Any]:
-    """Adapters in which nothing is trivial."""
-    generator = np.random.default_rng(3)
-    shapes = bundle.manifest.state_shapes()
-    return {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
-
-
 def test_the_merged_folder_generates_what_the_programs_do(
     tiny_language_bundle: Bundle, tmp_path: Path, load_merged: Any
 ) -> None:
-    state = random_state(tiny_language_bundle)
+    state = random_state(tiny_language_bundle.manifest.state_shapes())
     path = tmp_path / "adapters.safetensors"
     path.write_bytes(encode(state))
     tokenizer, model = load_merged(merge_bundle(tiny_language_bundle, path, tmp_path / "merged"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chainfed.toolchain.lowering import lower
-from chainfed.toolchain.programs import ProgramSettings
+from chainfed.toolchain.programs import Named, ProgramDefinition, ProgramSettings, TensorSpec
 from chainfed.toolchain.reference import Reference
 from chainfed.toolchain.steps import build_programs
 
@@ -193,3 +193,14 @@ def _with(prefix: str, keys: dict[str, str], weights: dict[str, Tensor]) -> dict
 
 def _trainable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith("trainable.")}
+
+
+def _joined_and_doubled(inputs: Named) -> Named:
+    return {"out": torch.cat(list(inputs.values()), dim=1) * 2.0}
+
+
+def test_more_tensors_are_joined_than_xnnpack_joins_at_once(lowered: Any, difference: Any) -> None:
+    parts = tuple(TensorSpec(f"part{index}", (2, 3)) for index in range(7))
+    program = lowered(ProgramDefinition("joined", parts, (TensorSpec("out", (2, 21)),), _joined_and_doubled))
+    inputs = {spec.name: torch.randn(spec.shape) for spec in parts}
+    assert difference(program.run(inputs), _joined_and_doubled(inputs)) == 0.0

@@ -21,15 +21,13 @@ from chainfed.runtime.prediction import predict
 from chainfed.toolchain.evaluate import evaluate_bundle
 from chainfed.toolchain.merge import MODEL_CODE, classifier_of, merge_bundle
 from chainfed.toolchain.model_state import read_model_state
+from tests.toolchain.model_states import random_state
 
 
 @pytest.fixture(scope="module")
 def tuned(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensors, Path]:
     """A model state in which everything differs from the start, and its file."""
-    generator = np.random.default_rng(3)
-    shapes = tiny_bundle.manifest.state_shapes()
-    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
-    state |= {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}
+    state = random_state(tiny_bundle.manifest.state_shapes())
     path = tmp_path_factory.mktemp("tuned") / "adapters.safetensors"
     path.write_bytes(encode(state))
     return state, path
@@ -69,11 +67,8 @@ def test_a_bfloat16_checkpoint_merges_into_a_float32_model(
     tiny_model: Path, tiny_data: Any, export_dtype: Any, tmp_path: Path, load_merged: Any
 ) -> None:
     """Its configuration says bfloat16, as those of most of today's models do; adapters and layers must be alike."""
-    model = tmp_path / "model"
-    loaded = transformers.AutoModel.from_pretrained(tiny_model, dtype=torch.bfloat16)
-    loaded.save_pretrained(model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_model / name, model)
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    transformers.AutoModel.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(model)
     bundle = export_dtype("f32", model)
     assert json.loads(bundle.path("config.json").read_text())["dtype"] == "bfloat16"
     folder = merge_bundle(bundle, bundle.path("adapters.safetensors"), tmp_path / "merged")

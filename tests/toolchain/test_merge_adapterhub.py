@@ -26,28 +26,10 @@ from chainfed.core.manifest import Bundle, Manifest
 from chainfed.core.tensors import Tensors, encode, state_shapes
 from chainfed.toolchain.merge_formats.adapterhub import reduction_factor, write_layout
 from chainfed.toolchain.new_folder import NewFolder
+from tests.toolchain.family_models import family_config
+from tests.toolchain.model_states import random_state
 
 _LAYERS, _WIDTH, _BOTTLENECK = 2, 32, 8
-_SIZES: dict[str, Any] = {
-    "vocab_size": 60,
-    "hidden_size": _WIDTH,
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-_DECODER: dict[str, Any] = {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
-_MODELS: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "bert": (transformers.BertConfig, {}),
-    "electra": (transformers.ElectraConfig, {"embedding_size": 16}),
-    "roberta": (transformers.RobertaConfig, {}),
-    "xlm-roberta": (transformers.XLMRobertaConfig, {}),
-    "distilbert": (transformers.DistilBertConfig, {}),
-    "llama": (transformers.LlamaConfig, _DECODER),
-    "mistral": (transformers.MistralConfig, _DECODER | {"sliding_window": 4}),
-}
 _LAYER_LISTS = {"distilbert": "transformer.layer", "llama": "layers", "mistral": "layers"}
 
 # What `save_adapter(..., use_safetensors=True)` of adapters 1.3.0 wrote: class, and where the adapter of layer 1 lies.
@@ -62,7 +44,7 @@ _WRITTEN_BY_THE_LIBRARY = {
 }
 
 
-@pytest.fixture(params=list(_MODELS))
+@pytest.fixture(params=list(_WRITTEN_BY_THE_LIBRARY))
 def family(request: pytest.FixtureRequest) -> str:
     """Every model type that the library and ChainFed share."""
     return str(request.param)
@@ -82,10 +64,7 @@ def _manifest(bundle: Bundle, family: str, pooling: str) -> Manifest:
 
 
 def _state() -> Tensors:
-    generator = np.random.default_rng(5)
-    shapes = state_shapes(_LAYERS, _WIDTH, _BOTTLENECK, 3)
-    state = {name: (generator.normal(size=shape) * 0.3).astype(np.float32) for name, shape in shapes.items()}
-    return state | {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}
+    return random_state(state_shapes(_LAYERS, _WIDTH, _BOTTLENECK, 3), seed=5, deviation=0.3)
 
 
 def _write(bundle: Bundle, family: str, pooling: str, out: Path) -> Path:
@@ -178,10 +157,11 @@ def library_python() -> str:
 
 @pytest.mark.slow
 def test_the_library_computes_what_we_do(family: str, tiny_bundle: Bundle, library_python: str, tmp_path: Path) -> None:
-    make, own = _MODELS[family]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModel.from_config(make(**_SIZES, **own), attn_implementation="eager").eval()
+        model = transformers.AutoModel.from_config(
+            family_config(family, vocab_size=60), attn_implementation="eager"
+        ).eval()
     model.save_pretrained(tmp_path / "base")
     pooling = "last" if family in ("llama", "mistral") else "cls"
     folder = _write(tiny_bundle, family, pooling, tmp_path / "adapters")

@@ -27,6 +27,7 @@ from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.toolchain.merge_formats import agreement, executorch, onnx
 from chainfed.toolchain.merge_formats.merging import MergeSettings, merge_as
 from chainfed.toolchain.merge_formats.tuned_model import LogitsModel
+from tests.toolchain.model_states import random_state
 
 _TEXTS = ("the cat saw a dog", "bread and cheese", "one old engine near the new pump and a small crane", "owl")
 
@@ -34,10 +35,7 @@ _TEXTS = ("the cat saw a dog", "bread and cheese", "one old engine near the new 
 @pytest.fixture(scope="module")
 def state(tiny_bundle: Bundle) -> Tensors:
     """A model state in which nothing is trivial."""
-    generator = np.random.default_rng(3)
-    shapes = tiny_bundle.manifest.state_shapes()
-    state = {name: (generator.normal(size=shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}
-    return state | {name: 1.0 + np.abs(tensor) for name, tensor in state.items() if name.endswith(".rstd")}
+    return random_state(tiny_bundle.manifest.state_shapes())
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from chainfed.core.examples import Example
 from chainfed.core.manifest import Bundle, layer_file
 from chainfed.core.tensors import sha256_hex
 from chainfed.toolchain.reference import Reference
-from chainfed.toolchain.verify import relative_error, settings_of, verify_bundle
+from chainfed.toolchain.verify import counted, relative_error, settings_of, verify_bundle
 from chainfed.toolchain.verify_cases import Case, Cases, classified_rows
 
 
@@ -123,3 +123,17 @@ def test_errors_are_relative_above_one_and_absolute_below() -> None:
     assert relative_error(torch.tensor([8.0]), torch.tensor([4.0])) == 1.0
     assert math.isinf(relative_error(torch.tensor([math.nan]), torch.tensor([math.nan])))
     assert math.isinf(relative_error(torch.zeros(2), torch.zeros(3)))
+
+
+def test_hidden_states_count_where_there_is_a_token_and_must_be_finite_everywhere() -> None:
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    case = Case("block", "anywhere", {"mask": mask}, rows=2)
+    wanted = torch.ones(3, 2, 4)
+    for row, position, counts in ((0, 0, True), (0, 1, False), (1, 1, True), (2, 0, False)):
+        found = wanted.clone()
+        found[row, position] += 0.5
+        error = relative_error(counted(case, "h", found), counted(case, "h", wanted))
+        assert error == (0.5 if counts else 0.0), (row, position)
+    found = wanted.clone()
+    found[0, 1] = math.nan
+    assert relative_error(counted(case, "h", found), wanted) == math.inf

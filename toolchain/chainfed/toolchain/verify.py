@@ -197,13 +197,13 @@ class _Comparison:
 
     def _compare(self, case: Case, step: int, actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         for name, tensor in actual.items():
-            error = self._error(_counted(case, name, tensor), _counted(case, name, wanted[name]))
+            error = self._error(counted(case, name, tensor), counted(case, name, wanted[name]))
             if error > self._max_error:
                 self._max_error = error
                 self._worst = f"{name} ({case.description}{f', step {step}' if case.steps > 1 else ''})"
 
 
-def _counted(case: Case, name: str, output: Tensor) -> Tensor:
+def counted(case: Case, name: str, output: Tensor) -> Tensor:
     """What means something of an output: real rows, and of hidden states the positions that hold a token.
 
     A padded position may see no token at all, within a layer's reach, and then it depends on how that is computed.

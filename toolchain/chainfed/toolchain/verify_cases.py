@@ -24,6 +24,7 @@ from chainfed.runtime.feeds import (
     language_head_feed,
     layer_feed,
     output_feed,
+    program_tensor,
     statistics_feed,
 )
 from chainfed.runtime.language_data import NO_TARGET, choose_targets
@@ -148,12 +149,12 @@ class Cases:
 
     def task_cases(self, batch: Batch) -> Iterator[Case]:
         """The task's programs beside the windows."""
-        last = self._layers - 1
+        head = head_feed(self._manifest, self._state, self._layers - 1)
         h = {"h": batch.hidden[self._layers], "mask": batch.mask} | self._output
         yield Case("pool", batch.description, h, batch.rows)
-        yield Case("score", batch.description, h | self._head_at(last) | _targets(batch, 1.0), batch.rows)
+        yield Case("score", batch.description, h | head | _targets(batch, 1.0), batch.rows)
         features = {"features": self._randn(len(batch.ids), self._manifest.model.hidden_size)}
-        feed = features | self._head_at(last) | _targets(batch) | self._zero_state("head")
+        feed = features | head | _targets(batch) | self._zero_state("head")
         feed["head_lr"] = torch.tensor(self._manifest.defaults.head_lr)
         yield Case("head", batch.description, feed, batch.rows, _STEPS)
 
@@ -178,16 +179,13 @@ class Cases:
         feed = _targets(batch)
         for head, layer in (("local_head", end), ("final_head", last)):
             for part in ("weight", "bias"):
-                feed[f"trainable.{head}.{part}"] = self._head_at(layer)[f"head.{part}"]
+                feed[f"trainable.{head}.{part}"] = program_tensor(self._manifest, self._state, f"heads.{layer}.{part}")
         feed |= statistics_feed(self._state, end, "local_")
         branch_end = end if defaults.global_branch_statistics == "window_end" else last
         feed |= statistics_feed(self._state, branch_end, "final_")
         rates = {"adapter_lr": defaults.adapter_lr, "head_lr": defaults.head_lr}
         rates["final_head_lr"] = 0.0 if end == last else defaults.head_lr
         return feed | {name: torch.tensor(rate) for name, rate in rates.items()}
-
-    def _head_at(self, layer: int) -> dict[str, Tensor]:
-        return head_feed(self._manifest, self._state, layer)
 
     def random_labels(self, ids: Tensor) -> Tensor:
         """Labels of the batch of random tokens."""
