@@ -313,6 +313,33 @@ def test_profiling_is_eq_3_over_real_tokens(device: Device, model: Any) -> None:
         assert torch.allclose(statistics[f"statistics.{layer}.variance"], features.var(0, correction=0), atol=1e-5)
 
 
+def exact_cross_norm(left: cka.Centred, right: cka.Centred) -> float:
+    """The squared norm with Python's own whole numbers, added up as docs/device.md says."""
+
+    def tiles(of: cka.Centred) -> list[list[list[int]]]:
+        return [
+            [
+                [round((float(value) - float(mean)) * of.scale) for value, mean in zip(token, of.mean, strict=True)]
+                for token in tile
+            ]
+            for piece in of.tokens()
+            for tile in piece.split(cka._TILE)
+        ]
+
+    total = [[0.0] * len(right.mean) for _ in left.mean]
+    for a, b in zip(tiles(left), tiles(right), strict=True):
+        for i, row in enumerate(total):
+            for j in range(len(row)):
+                row[j] += float(sum(x[i] * y[j] for x, y in zip(a, b, strict=True)))
+    norm = 0.0
+    for j in range(len(right.mean)):
+        column = 0.0
+        for row in total:
+            column += row[j] * row[j]
+        norm += column
+    return norm
+
+
 def test_cka_in_panels_is_cka(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cka, "_PANEL", 3)
     monkeypatch.setattr(cka, "_TILE", 4)
@@ -321,7 +348,8 @@ def test_cka_in_panels_is_cka(monkeypatch: pytest.MonkeyPatch) -> None:
     y = torch.tanh(x @ torch.randn(7, 7)) + 2
     left, right = (cka.centre(lambda t=t: iter(t.split(9))) for t in (x, y))  # type: ignore[misc]
     norms = [cka.squared_cross_norm(*pair) for pair in ((left, right), (left, left), (right, right))]
-    assert cka.linear_cka(*norms) == pytest.approx(slow_cka(x, y), abs=1e-12)
+    assert cka.linear_cka(*norms) == pytest.approx(slow_cka(x, y), abs=1e-6)
+    assert norms == [exact_cross_norm(*pair) for pair in ((left, right), (left, left), (right, right))]
     assert cka.linear_cka(norms[1], norms[1], norms[1]) == 1.0
     assert cka.linear_cka(0.0, 0.0, 1.0) == 1.0
     assert np.isnan(cka.linear_cka(float("nan"), 1.0, 1.0))

@@ -40,8 +40,9 @@ class TokenData:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that a device computes from: ids, mask, labels, their shapes and the batch size."""
-        digest = hashlib.sha256(f"{tuple(self.ids.shape)} {self.batch_size}".encode())
+        """SHA-256 of everything that a device computes from: "rows seq batch_size", ids, mask and labels."""
+        rows, seq = self.ids.shape
+        digest = hashlib.sha256(f"{rows} {seq} {self.batch_size}".encode())
         for tensor in (self.ids, self.mask, self.labels):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from chainfed.core.errors import NotFiniteError
 from chainfed.core.order import SplitMix64, sample
 from chainfed.core.tensors import FloatArray
+from chainfed.harness.arithmetic import moments
 from chainfed.harness.chain import Chain, KeptDepth
 from chainfed.harness.cka import Centred, Tokens, centre, linear_cka, squared_cross_norm
 from chainfed.harness.data import TokenData
@@ -50,9 +50,8 @@ def profile(work: Work, task: pb.ProfileTask) -> ProfileOutcome:
             with closing(Chain(work.bundle, work.state, data, work.journal, kept, keep, work.checkpoint)) as chain:
                 scores = _scores(sampled, chain, num_layers)
         for layer in range(num_layers):
-            values = file.layer(layer)[: len(data)].numpy().astype(np.float64)
-            statistics[f"statistics.{layer}.mean"] = values.mean(axis=0).astype(np.float32)
-            statistics[f"statistics.{layer}.variance"] = values.var(axis=0).astype(np.float32)
+            mean, variance = moments(file.layer(layer)[: len(data)].numpy())
+            statistics |= {f"statistics.{layer}.mean": mean, f"statistics.{layer}.variance": variance}
     return ProfileOutcome(len(data), tuple(scores), write_tensors(work.journal, statistics))
 
 

@@ -17,6 +17,7 @@ from chainfed.core.errors import BundleError, NotFiniteError
 from chainfed.core.manifest import window_program
 from chainfed.core.order import batches
 from chainfed.core.tensors import head_names
+from chainfed.harness.arithmetic import sum_in_order
 from chainfed.harness.bundle import DeviceBundle
 from chainfed.harness.chain import Chain, Checkpoint, KeptDepth
 from chainfed.harness.data import TokenData, pad
@@ -126,7 +127,7 @@ def train(work: Work, task: pb.TrainTask) -> UpdateOutcome:
                 work.checkpoint,
             )
             constant.clear()
-    loss, local_loss, global_loss, correct = (sum(values) for values in zip(*measured, strict=True))
+    loss, local_loss, global_loss, correct = (sum_in_order(values) for values in zip(*measured, strict=True))
     return UpdateOutcome(
         num_examples=len(work.data),
         num_steps=len(steps),
@@ -166,7 +167,7 @@ def warm_up(work: Work, task: pb.WarmupTask) -> UpdateOutcome:
                 measured += values
                 weight, bias = head_names(layer)
                 update |= changes(trained, work.state, {"head.weight": weight, "head.bias": bias})
-    loss, correct = (sum(values) for values in zip(*measured, strict=True))
+    loss, correct = (sum_in_order(values) for values in zip(*measured, strict=True))
     return UpdateOutcome(
         num_examples=len(work.data),
         num_steps=len(measured),
@@ -198,7 +199,7 @@ def evaluate(work: Work) -> EvaluationOutcome:
                 work.journal.append({"score": scored[-1]})
                 work.checkpoint("")
             feed.clear()
-    loss, correct, count = (sum(values) for values in zip(*scored, strict=True))
+    loss, correct, count = (sum_in_order(values) for values in zip(*scored, strict=True))
     return EvaluationOutcome(num_examples=round(count), num_correct=round(correct), loss_sum=loss)
 
 
