@@ -26,6 +26,17 @@ public fun shown(text: String): String {
     return quoted.substring(0, end) + "..."
 }
 
+/** Whether [text] has neither control characters nor white space other than the plain space, nor anything unassigned. */
+public fun isPrintable(text: String): Boolean {
+    var at = 0
+    while (at < text.length) {
+        val point = text.codePointAt(at)
+        if (!isPrintable(point)) return false
+        at += Character.charCount(point)
+    }
+    return true
+}
+
 private fun hex(point: Int): String = Integer.toHexString(point).padStart(4, '0')
 
 private fun isPrintable(point: Int): Boolean =
