@@ -19,15 +19,9 @@ internal suspend fun readTokens(
     manifest: Manifest,
     tokenizerFile: File?,
 ): TokenData {
-    val tokenizer = tokenizerFile?.let(::openTokenizer)
+    val texts = TextReader(tokenizerFile?.let(::openTokenizer))
     val data =
-        if (manifest.isLanguageModel) {
-            languageRows(items, manifest, tokenizer)
-        } else {
-            val present =
-                tokenizer ?: throw ChainFedException.BadBundle("The bundle brings no tokenizer.json; export it again.")
-            labelledRows(items, manifest, present)
-        }
+        if (manifest.isLanguageModel) languageRows(items, manifest, texts) else labelledRows(items, manifest, texts)
     if (data.numRows == 0) {
         throw ChainFedException.BadInput("The example source gives no example; give at least one.")
     }
@@ -41,10 +35,34 @@ private fun openTokenizer(file: File): Tokenizer =
         throw ChainFedException.BadBundle("The bundle's tokenizer.json cannot be used: ${error.message}", error)
     }
 
+/** A bundle's tokenizer, if it has one, and what is said of texts that it cannot read. */
+private class TextReader(
+    private val tokenizer: Tokenizer?,
+) {
+    fun encode(
+        text: String,
+        where: String,
+        addSpecialTokens: Boolean = true,
+        maxLength: Int = Int.MAX_VALUE,
+    ): Encoding {
+        val present =
+            tokenizer ?: throw ChainFedException.BadInput(
+                "$where is text, but the bundle was exported from a model without a tokenizer; give token ids.",
+            )
+        return try {
+            present.encode(text, addSpecialTokens, maxLength)
+        } catch (error: TokenizerException) {
+            throw ChainFedException.BadInput("$where cannot be read: ${error.message}", error)
+        }
+    }
+}
+
+private fun placeOf(index: Int): String = "Item ${index + 1} of the example source"
+
 private suspend fun labelledRows(
     items: Flow<TrainingItem>,
     manifest: Manifest,
-    tokenizer: Tokenizer,
+    texts: TextReader,
 ): TokenData {
     val numbers = manifest.task.labels.withIndex().associate { it.value to it.index }
     val rows = IntRows(manifest.seqLen, manifest.padTokenId.toInt())
@@ -52,10 +70,10 @@ private suspend fun labelledRows(
     items.withIndex().collect { (number, item) ->
         val example =
             item as? Example ?: throw ChainFedException.BadInput(
-                "Item ${number + 1} of the example source has no label, which a classifier learns; give an Example.",
+                "${placeOf(number)} has no label, which a classifier learns; give an Example.",
             )
         labels += labelNumber(example, numbers, number)
-        rows.add(tokenizer.encode(example.text, maxLength = manifest.seqLen).ids)
+        rows.add(texts.encode(example.text, placeOf(number), maxLength = manifest.seqLen).ids)
     }
     return TokenData(rows.ids(), rows.lengths(), labels.toIntArray(), manifest.seqLen, manifest.batchSize)
 }
@@ -68,7 +86,7 @@ private fun labelNumber(
     val number = if (example.labelName == null) example.labelNumber else numbers[example.labelName] ?: -1
     if (number !in 0 until numbers.size) {
         throw ChainFedException.BadInput(
-            "Item ${index + 1} of the example source has a label that is none of the bundle's ${numbers.size}; " +
+            "${placeOf(index)} has a label that is none of the bundle's ${numbers.size}; " +
                 "give one of ${numbers.keys.take(MOST_SHOWN).joinToString()}${if (numbers.size > MOST_SHOWN) " ..." else ""}.",
         )
     }
@@ -78,9 +96,9 @@ private fun labelNumber(
 private suspend fun languageRows(
     items: Flow<TrainingItem>,
     manifest: Manifest,
-    tokenizer: Tokenizer?,
+    texts: TextReader,
 ): TokenData {
-    val reader = PassageReader(manifest, tokenizer)
+    val reader = PassageReader(manifest, texts)
     val useful =
         items.withIndex().map { (number, item) -> reader.read(item, number).cut(manifest.seqLen) }.toList()
             .filter { it.hasTarget }
@@ -154,29 +172,25 @@ internal fun packed(
     return full
 }
 
-/** Passages to tokens with a bundle's tokenizer, if it has one. */
+/** Passages to tokens. */
 private class PassageReader(
     private val manifest: Manifest,
-    private val tokenizer: Tokenizer?,
+    private val texts: TextReader,
 ) {
     fun read(
         item: TrainingItem,
         number: Int,
     ): Tokens {
-        val where = "Item ${number + 1} of the example source"
+        val where = placeOf(number)
         val passage = if (item is Example) Passage.text(item.text) else item as Passage
         passage.ids?.let { return allTargets(checked(it, where)) }
-        val present =
-            tokenizer ?: throw ChainFedException.BadInput(
-                "$where is text, but the bundle was exported from a model without a tokenizer; give token ids.",
-            )
-        passage.text?.let { return allTargets(present.encode(it).ids) }
+        passage.text?.let { return allTargets(texts.encode(it, where).ids) }
         val chat =
             manifest.task.chat ?: throw ChainFedException.BadBundle(
                 "The bundle says nothing about conversations, but $where is one; export it again.",
             )
         val pieces = conversation(chat, passage.messages, where)
-        val encoding = present.encode(pieces.joinToString("") { it.text }, addSpecialTokens = chat.specialTokens)
+        val encoding = texts.encode(pieces.joinToString("") { it.text }, where, addSpecialTokens = chat.specialTokens)
         return Tokens(encoding.ids, inTargets(encoding, pieces))
     }
 
@@ -208,8 +222,8 @@ private class PassageReader(
             if (piece.isTarget) spans += start until end
         }
         return BooleanArray(encoding.ids.size) { token ->
-            val first = encoding.starts[token]
-            encoding.ends[token] > first && spans.any { first in it }
+            val first = encoding.start(token)
+            encoding.end(token) > first && spans.any { first in it }
         }
     }
 }
