@@ -81,10 +81,6 @@ private class Fields(
 
     fun has(key: String): Boolean = value[key] != null && value[key] != JsonNull
 
-    fun mustHave(key: String) {
-        if (value[key] == null) wrong(key, "is missing")
-    }
-
     fun child(key: String): Fields = Fields(typed(key, JsonObject::class.java, "object"), where, "$place$key.")
 
     fun children(key: String): List<Fields> =
@@ -181,36 +177,34 @@ private class ManifestReader(
         fields.whole("num_parameters", 1..Long.MAX_VALUE)
         fields.names("embedding_tensors")
         fields.names("layer_tensors")
-        if (fields.keys.contains("dtype")) fields.oneOf("dtype", "f32", "f16", "int8", "int4")
+        if ("dtype" in fields.keys) fields.oneOf("dtype", "f32", "f16", "int8", "int4")
         val head = if (fields.has("language_head")) fields.child("language_head") else null
         return ModelFacts(
             numLayers = fields.whole("num_layers", 1..MAX_LAYERS).toInt(),
             hiddenSize = fields.whole("hidden_size", 1..MAX_INT).toInt(),
             vocabSize = fields.whole("vocab_size", 1..MAX_INT).toInt(),
-            outputTensors = if (fields.keys.contains("output_tensors")) fields.names("output_tensors") else emptyList(),
+            outputTensors = if ("output_tensors" in fields.keys) fields.names("output_tensors") else emptyList(),
             languageHead = head?.let { LanguageHead(it.text("file"), it.text("tensor")) },
         )
     }
 
     private fun task(fields: Fields): TaskFacts {
         val kind = fields.oneOf("kind", "classification", "language_modelling")
-        val labels = fields.names("labels")
-        fields.mustHave("pooling")
+        val labels = if ("labels" in fields.keys) fields.names("labels") else emptyList()
         val pooled = fields.has("pooling")
         if (pooled) fields.oneOf("pooling", "mean", "cls", "last")
-        val mostTargets = fields.whole("max_target_tokens", 0..Long.MAX_VALUE)
+        val mostTargets = if ("max_target_tokens" in fields.keys) fields.whole("max_target_tokens", 0..Long.MAX_VALUE) else 0
         if (kind == "classification" && (labels.size < 2 || !pooled)) {
             fields.wrong("labels", "are fewer than two, or pooling is missing, which a classifier needs")
         }
         if (kind == "language_modelling" && (labels.isNotEmpty() || mostTargets < 1)) {
             fields.wrong("labels", "are there, or no target a row, which does not suit a language model")
         }
-        fields.mustHave("chat")
         return TaskFacts(
             kind = if (kind == "classification") TaskKind.CLASSIFICATION else TaskKind.LANGUAGE_MODELLING,
             labels = labels,
             maxTargetTokens = minOf(mostTargets, MAX_INT).toInt(),
-            packing = fields.flag("packing"),
+            packing = "packing" in fields.keys && fields.flag("packing"),
             chat = if (fields.has("chat")) chat(fields.child("chat")) else null,
         )
     }
