@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <thread>
 
-// The wheel lacks the header that its threadpool.h needs, and torch's are not installed for this: what is called is declared here.
+// The wheel's threadpool.h needs a header that it lacks; of torch one function is wanted.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:

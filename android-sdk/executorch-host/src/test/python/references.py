@@ -40,6 +40,8 @@ class Widen(torch.nn.Module):
 class Keep(torch.nn.Module):
     """ROWS x COLUMNS float32 lie in the file."""
 
+    kept: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kept", torch.arange(ROWS * COLUMNS, dtype=torch.float32).reshape(ROWS, COLUMNS))
@@ -71,7 +73,7 @@ class Convert(torch.nn.Module):
 
 
 def write_program(model: torch.nn.Module, inputs: tuple[Any, ...], path: Path) -> None:
-    """Exports `model` for inputs like these, on ExecuTorch's own kernels; as in a bundle, inputs lie outside the arena."""
+    """Exports `model` for inputs like these, on ExecuTorch's own kernels, with inputs outside the arena."""
     planning = ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
     program = to_edge_transform_and_lower(torch.export.export(model, inputs)).to_executorch(planning)
     path.write_bytes(program.buffer)

@@ -35,7 +35,11 @@ internal object NativeRuntime {
         val named = System.getProperty(LIBRARY_PROPERTY)
         if (!named.isNullOrEmpty()) return File(named)
         // Classes lie in target/classes or in a jar in target: either way, beside target/native.
-        val classes = File(NativeRuntime::class.java.protectionDomain.codeSource.location.toURI())
+        val classes =
+            File(
+                NativeRuntime::class.java.protectionDomain.codeSource.location
+                    .toURI(),
+            )
         return classes.resolveSibling(BUILT)
     }
 

@@ -39,7 +39,8 @@ class ModuleErrorsTest {
     @Test
     fun `a file that is no program is refused in every mode`() {
         val program = case.file.readBytes()
-        val damaged = listOf(ByteArray(0), ByteArray(4096) { it.toByte() }, program.copyOf(program.size / 2), program.copyOf(20))
+        val damaged =
+            listOf(ByteArray(0), ByteArray(4096) { it.toByte() }, program.copyOf(program.size / 2), program.copyOf(20))
         for (data in damaged) {
             for (mode in 0..3) {
                 val bad = file(data)
@@ -57,7 +58,9 @@ class ModuleErrorsTest {
             for (given in listOf(emptyArray(), right.copyOf(right.size - 1), right + right.last())) {
                 @Suppress("UNCHECKED_CAST")
                 val error =
-                    assertThrows(ExecutorchInvalidArgumentException::class.java) { module.forward(*given as Array<EValue>) }
+                    assertThrows(
+                        ExecutorchInvalidArgumentException::class.java,
+                    ) { module.forward(*given as Array<EValue>) }
                 assertTrue(error.message!!, "Execution failed for method: forward" in error.message!!)
             }
             assertWorks(module)
@@ -94,7 +97,9 @@ class ModuleErrorsTest {
         load().use { module ->
             val wrong = EValue.from(Tensor.fromBlob(FloatArray(1), longArrayOf(1)))
             val error =
-                assertThrows(ExecutorchRuntimeException::class.java) { module.forward(wrong, *right.drop(1).toTypedArray()) }
+                assertThrows(
+                    ExecutorchRuntimeException::class.java,
+                ) { module.forward(wrong, *right.drop(1).toTypedArray()) }
             assertTrue(error.message!!, "; logged: " in error.message!!)
             assertTrue(error.message!!.endsWith(error.getDetailedError().trimEnd()))
             assertEquals(1, module.readLogBuffer()!!.size)
@@ -142,7 +147,11 @@ class ModuleErrorsTest {
             (1..20).any {
                 val module = Module.load(References.program("widen"), Module.LOAD_MODE_MMAP, 1)
                 val runner = thread { module.forward(row) }
-                while (runner.isAlive && runner.stackTrace.none { it.methodName == "execute" && it.isNativeMethod }) Thread.onSpinWait()
+                while (runner.isAlive &&
+                    runner.stackTrace.none { it.methodName == "execute" && it.isNativeMethod }
+                ) {
+                    Thread.onSpinWait()
+                }
                 val closed = runCatching { module.close() }
                 runner.join()
                 closed.exceptionOrNull()?.let { assertTrue(it.toString(), it is IllegalStateException) }

@@ -19,8 +19,19 @@ import kotlin.reflect.typeOf
 class OfficialApiTest {
     @Test
     fun `our signatures are the recorded ones`() {
-        val recorded = References.vectors.resolve("executorch_android_api.txt").readLines().filterNot { it.startsWith("#") }
-        val ours = signatures(File(Module::class.java.protectionDomain.codeSource.location.toURI()))
+        val recorded =
+            References.vectors
+                .resolve(
+                    "executorch_android_api.txt",
+                ).readLines()
+                .filterNot { it.startsWith("#") }
+        val ours =
+            signatures(
+                File(
+                    Module::class.java.protectionDomain.codeSource.location
+                        .toURI(),
+                ),
+            )
         assertEquals(recorded.sorted(), recorded)
         assertEquals("ours alone", emptyList<String>(), ours.minus(recorded.toSet()).toList())
         assertEquals("recorded alone", emptyList<String>(), recorded.minus(ours))

@@ -17,8 +17,8 @@ class OwnProcessTest {
     @Test
     fun `a missing library is one sentence, each time`() {
         val sentence =
-            "ExecuTorch's library for this machine is not at /nowhere/lib.so; build android-sdk/executorch-host with Maven, " +
-                "or name it with -Dchainfed.executorch.library=PATH.\n"
+            "ExecuTorch's library for this machine is not at /nowhere/lib.so; build android-sdk/executorch-host with " +
+                "Maven, or name it with -Dchainfed.executorch.library=PATH.\n"
         assertEquals(sentence.repeat(2), run("-Dchainfed.executorch.library=/nowhere/lib.so", "loadTwice"))
     }
 
@@ -69,7 +69,11 @@ private fun runAll() {
 }
 
 private fun loadTwice() {
-    val path = VectorCase.all().first().file.path
+    val path =
+        VectorCase
+            .all()
+            .first()
+            .file.path
     repeat(2) {
         try {
             Module.load(path)

@@ -6,4 +6,8 @@ internal const val MIB: Long = 1L shl 20
 
 /** Bytes of this process by a field of /proc/self/status: RssAnon, RssFile, VmLck. */
 internal fun memory(field: String): Long =
-    File("/proc/self/status").readLines().single { it.startsWith("$field:") }.filter(Char::isDigit).toLong() * 1024
+    File("/proc/self/status")
+        .readLines()
+        .single { it.startsWith("$field:") }
+        .filter(Char::isDigit)
+        .toLong() * 1024

@@ -21,7 +21,14 @@ private const val SHOWN =
 
 private fun members(type: Class<*>): List<String> =
     type.declaredFields.filter { shown(it.modifiers, it.isSynthetic, it.name) }.map(::signature) +
-        type.declaredConstructors.filter { shown(it.modifiers, it.isSynthetic, it.name) }.map { signature(it, type.name) } +
+        type.declaredConstructors
+            .filter {
+                shown(
+                    it.modifiers,
+                    it.isSynthetic,
+                    it.name,
+                )
+            }.map { signature(it, type.name) } +
         type.declaredMethods.filter { shown(it.modifiers, it.isSynthetic, it.name) }.map(::signature)
 
 // Kotlin calls functions with default arguments through a synthetic method; nothing calls the other synthetic ones.
@@ -35,7 +42,11 @@ private fun shown(
 private fun modifiers(given: Int): String = Modifier.toString(given and SHOWN).let { if (it.isEmpty()) it else "$it " }
 
 private fun signature(type: Class<*>): String {
-    val above = type.superclass?.takeUnless { it == Any::class.java }?.let { " extends ${it.typeName}" }.orEmpty()
+    val above =
+        type.superclass
+            ?.takeUnless { it == Any::class.java }
+            ?.let { " extends ${it.typeName}" }
+            .orEmpty()
     val beside = type.interfaces.joinToString { it.typeName }.let { if (it.isEmpty()) it else " implements $it" }
     return "${modifiers(type.modifiers)}class ${type.name}$above$beside"
 }

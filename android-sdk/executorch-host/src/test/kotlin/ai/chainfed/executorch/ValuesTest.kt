@@ -65,7 +65,11 @@ class ValuesTest {
     fun `outputs are views that the next call writes over`() =
         Module.load(References.program("keep"), Module.LOAD_MODE_MMAP, 1).use { module ->
             fun run(value: Float) =
-                module.forward(EValue.from(Tensor.fromBlob(FloatArray(4096) { value }, longArrayOf(4096))))[0].toTensor()
+                module
+                    .forward(
+                        EValue.from(Tensor.fromBlob(FloatArray(4096) { value }, longArrayOf(4096))),
+                    )[0]
+                    .toTensor()
             val raw = run(0f).getRawDataBuffer() as FloatBuffer
             assertTrue(raw.isDirect && raw.order() == ByteOrder.nativeOrder())
             val (first, copied) = Pair(raw[0], FloatBuffer.allocate(4096))
@@ -127,7 +131,7 @@ class ValuesTest {
         for ((dtype, tensor) in tensors.withIndex()) {
             for (read in reads.indices) {
                 for (take in listOf(reads[read], copies[read])) {
-                    if (read == dtype || dtype == half && read == float) {
+                    if (read == dtype || (dtype == half && read == float)) {
                         take(tensor)
                     } else {
                         assertThrows(IllegalStateException::class.java) { take(tensor) }
@@ -152,7 +156,11 @@ class ValuesTest {
                     else -> Math.scalb(1024.0 + fraction, exponent - 25)
                 }
             val wanted = (if (bits shr 15 == 1) -magnitude else magnitude).toFloat()
-            assertEquals("$bits", wanted.toBits(), found[bits].toBits().takeUnless { found[bits].isNaN() } ?: Float.NaN.toBits())
+            assertEquals(
+                "$bits",
+                wanted.toBits(),
+                found[bits].toBits().takeUnless { found[bits].isNaN() } ?: Float.NaN.toBits(),
+            )
         }
     }
 
@@ -180,15 +188,44 @@ class ValuesTest {
     fun `a value is of one kind`() {
         val tensor = Tensor.fromBlob(numbers, shape)
         val values =
-            listOf(EValue.optionalNone(), EValue.from(tensor), EValue.from(true), EValue.from(1L), EValue.from(1.0), EValue.from("a"))
-        val kinds = values.map { listOf(it.isNone, it.isTensor, it.isBool, it.isInt, it.isDouble, it.isString).indexOf(true) }
+            listOf(
+                EValue.optionalNone(),
+                EValue.from(tensor),
+                EValue.from(true),
+                EValue.from(1L),
+                EValue.from(1.0),
+                EValue.from("a"),
+            )
+        val kinds =
+            values.map {
+                listOf(
+                    it.isNone,
+                    it.isTensor,
+                    it.isBool,
+                    it.isInt,
+                    it.isDouble,
+                    it.isString,
+                ).indexOf(true)
+            }
         assertEquals(values.indices.toList(), kinds)
         assertSame(tensor, values[1].toTensor())
         assertEquals("a", values[5].toStr())
         for (value in values) {
-            val takes = listOf<(EValue) -> Any>({ it.toTensor() }, { it.toBool() }, { it.toInt() }, { it.toDouble() }, { it.toStr() })
+            val takes =
+                listOf<
+                    (
+                        EValue,
+                    ) -> Any,
+                >({ it.toTensor() }, { it.toBool() }, { it.toInt() }, { it.toDouble() }, { it.toStr() })
             assertEquals(if (value.isNone) 0 else 1, takes.count { take -> runCatching { take(value) }.isSuccess })
-            takes.mapNotNull { runCatching { it(value) }.exceptionOrNull() }.forEach { assertTrue(it is IllegalStateException) }
+            takes
+                .mapNotNull {
+                    runCatching {
+                        it(
+                            value,
+                        )
+                    }.exceptionOrNull()
+                }.forEach { assertTrue(it is IllegalStateException) }
         }
     }
 
