@@ -29,7 +29,8 @@ std::string text_of(JNIEnv* env, jstring text) {
 
 template <typename Texts>
 jobjectArray java_texts(JNIEnv* env, const Texts& texts) {
-  jobjectArray array = env->NewObjectArray(static_cast<jsize>(texts.size()), env->FindClass("java/lang/String"), nullptr);
+  jclass text_class = env->FindClass("java/lang/String");
+  jobjectArray array = env->NewObjectArray(static_cast<jsize>(texts.size()), text_class, nullptr);
   jsize index = 0;
   for (const std::string& text : texts) {
     jstring element = array == nullptr ? nullptr : env->NewStringUTF(text.c_str());
@@ -101,16 +102,19 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM*, void*) {
 
 // A handle, or the runtime's error code below zero.
 NATIVE(jlong, load)(JNIEnv* env, jclass, jstring path, jint mode, jint threads) {
+  // Another mode is taken for mapping, as the official layer does.
   const bool known = mode >= 0 && mode <= static_cast<jint>(chainfed::LoadMode::kTryLock);
+  const auto load_mode = known ? static_cast<chainfed::LoadMode>(mode) : chainfed::LoadMode::kMap;
   Error error = Error::Ok;
-  auto program = Program::load(text_of(env, path), known ? static_cast<chainfed::LoadMode>(mode) : chainfed::LoadMode::kMap,
-                               threads, &error);
+  auto program = Program::load(text_of(env, path), load_mode, threads, &error);
   return program == nullptr ? -static_cast<jlong>(error) : reinterpret_cast<jlong>(program.release());
 }
 
 NATIVE(void, free)(JNIEnv*, jclass, jlong handle) { delete &program_of(handle); }
 
-NATIVE(jobjectArray, methods)(JNIEnv* env, jclass, jlong handle) { return java_texts(env, program_of(handle).methods()); }
+NATIVE(jobjectArray, methods)(JNIEnv* env, jclass, jlong handle) {
+  return java_texts(env, program_of(handle).methods());
+}
 
 NATIVE(jobjectArray, backends)(JNIEnv* env, jclass, jlong handle, jstring method) {
   return java_texts(env, program_of(handle).backends(text_of(env, method)));

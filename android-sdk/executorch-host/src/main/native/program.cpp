@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <thread>
 
-// The wheel lacks the header that its threadpool.h needs, and torch's are not installed for this: what is called is declared here.
+// The wheel's threadpool.h needs a header that it lacks; of torch one function is wanted.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
@@ -91,8 +91,9 @@ const std::vector<std::string>& logged_errors() { return errors; }
 void initialize() {
   // Blocks of 1 MiB and more go back to the system when they are freed, as runtime/chainfed/runtime/memory.py has it.
   mallopt(M_MMAP_THRESHOLD, kReturnedBytes);
-  runtime::register_pal(runtime::PalImpl::create(log_message, __FILE__));
   runtime::runtime_init();
+  // register_pal() would print that the wheel's Python module has registered its own before.
+  const_cast<runtime::PalImpl*>(runtime::get_pal_impl())->emit_log_message = log_message;
 }
 
 void* Blocks::allocate(size_t size, size_t alignment) {

@@ -23,29 +23,23 @@ internal object Arguments {
     private const val BOOL = 5L
 
     /** The words of [values]. Throws ExecutorchInvalidArgumentException for a value that no program takes. */
-    fun words(values: Array<out EValue>): LongArray {
-        val words = ArrayList<Long>(values.size * WORDS_OF_A_MATRIX)
-        for ((index, value) in values.withIndex()) {
-            when {
-                value.isTensor -> {
-                    val tensor = value.toTensor()
-                    val shape = tensor.shape()
-                    words += TENSOR
-                    words += tensor.dtype().jniCode.toLong()
-                    words += shape.size.toLong()
-                    shape.forEach { words += it }
-                }
+    fun words(values: Array<out EValue>): LongArray = values.flatMapIndexed(::words).toLongArray()
 
-                value.isDouble -> words += listOf(DOUBLE, value.toDouble().toRawBits())
-
-                value.isInt -> words += listOf(INT, value.toInt())
-
-                value.isBool -> words += listOf(BOOL, if (value.toBool()) 1L else 0L)
-
-                else -> throw invalid("input $index is neither a tensor nor a number nor a boolean.")
-            }
+    private fun words(
+        index: Int,
+        value: EValue,
+    ): List<Long> =
+        when {
+            value.isTensor -> words(value.toTensor())
+            value.isDouble -> listOf(DOUBLE, value.toDouble().toRawBits())
+            value.isInt -> listOf(INT, value.toInt())
+            value.isBool -> listOf(BOOL, if (value.toBool()) 1L else 0L)
+            else -> throw invalid("input $index is neither a tensor nor a number nor a boolean")
         }
-        return words.toLongArray()
+
+    private fun words(tensor: Tensor): List<Long> {
+        val shape = tensor.shape().asList()
+        return listOf(TENSOR, tensor.dtypeJniCode().toLong(), shape.size.toLong()) + shape
     }
 
     /** Where the tensors of [values] lie; null for scalars. */
@@ -68,15 +62,25 @@ internal object Arguments {
                     EValue.from(tensor(buffers[index]!!.order(ByteOrder.nativeOrder()), shape, dtype))
                 }
 
-                DOUBLE -> EValue.from(Double.fromBits(words[at++]))
+                DOUBLE -> {
+                    EValue.from(Double.fromBits(words[at++]))
+                }
 
-                INT -> EValue.from(words[at++])
+                INT -> {
+                    EValue.from(words[at++])
+                }
 
-                BOOL -> EValue.from(words[at++] != 0L)
+                BOOL -> {
+                    EValue.from(words[at++] != 0L)
+                }
 
-                NONE -> EValue.optionalNone()
+                NONE -> {
+                    EValue.optionalNone()
+                }
 
-                else -> throw invalid("output $index is neither a tensor nor a number nor a boolean.")
+                else -> {
+                    throw invalid("output $index is neither a tensor nor a number nor a boolean")
+                }
             }
         }
     }
@@ -97,10 +101,7 @@ internal object Arguments {
             else -> OpaqueTensor(dtype, shape)
         }
 
-    private fun invalid(what: String): RuntimeException =
-        ExecutorchRuntimeException.makeExecutorchException(ExecutorchRuntimeException.INVALID_ARGUMENT, what)
-
-    private const val WORDS_OF_A_MATRIX = 5
+    private fun invalid(what: String) = ExecutorchRuntimeException.ExecutorchInvalidArgumentException(what)
 
     // As on a phone: a tensor of another dtype has a shape, and no data that anybody can read.
     private class OpaqueTensor(

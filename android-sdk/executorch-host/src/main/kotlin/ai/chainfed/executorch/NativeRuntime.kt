@@ -5,7 +5,14 @@ import java.nio.Buffer
 import java.nio.ByteBuffer
 
 /**
- * The natives of `src/main/native/jni.cpp`, and where their library lies.
+ * ExecuTorch's runtime on a Linux JVM: the one inside the Python wheel that `build_shim.sh` found.
+ *
+ * The classes of `org.pytorch.executorch` beside this have the signatures of the Android library
+ * `org.pytorch:executorch-android` 1.4.1, which takes their place on phones; tests/vectors/executorch_android_api.txt
+ * records them. So code that runs here has been held against that API and against the runtime's own kernels, XNNPACK
+ * among them. It has not met the Android library's JNI layer, nor a build of the runtime for Android and its processors.
+ *
+ * These are the natives of `src/main/native/jni.cpp`, and where their library lies.
  *
  * A `program` is the address that [load] gave, until [free]. A program is not safe for threads: the caller locks.
  */
@@ -35,7 +42,11 @@ internal object NativeRuntime {
         val named = System.getProperty(LIBRARY_PROPERTY)
         if (!named.isNullOrEmpty()) return File(named)
         // Classes lie in target/classes or in a jar in target: either way, beside target/native.
-        val classes = File(NativeRuntime::class.java.protectionDomain.codeSource.location.toURI())
+        val classes =
+            File(
+                NativeRuntime::class.java.protectionDomain.codeSource.location
+                    .toURI(),
+            )
         return classes.resolveSibling(BUILT)
     }
 

@@ -45,7 +45,7 @@ public open class ExecutorchRuntimeException(
 
         private const val LOGGED_CHARACTERS = 2048
 
-        /** The exception of an error code; its message ends with the errors that the runtime logged in this thread's last call. */
+        /** The exception of an error code; its message ends with what [getDetailedError] gives. */
         @JvmStatic
         public fun makeExecutorchException(
             errorCode: Int,

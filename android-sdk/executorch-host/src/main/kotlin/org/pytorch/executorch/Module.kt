@@ -30,7 +30,8 @@ public open class Module private constructor(
 
     init {
         val address = program.address()
-        metadata = NativeRuntime.methods(address).associateWith { MethodMetadata(it, NativeRuntime.backends(address, it)) }
+        metadata =
+            NativeRuntime.methods(address).associateWith { MethodMetadata(it, NativeRuntime.backends(address, it)) }
         // It sees the address alone: a reference to this object would keep it alive.
         cleaner.register(this, program)
     }

@@ -195,7 +195,9 @@ public abstract class Tensor internal constructor(
         /** The product of the sizes. Throws IllegalArgumentException when one is below zero. */
         @JvmStatic
         public fun numel(shape: LongArray): Long {
-            require(shape.all { it >= 0 }) { "the sizes of a shape are not below zero, of ${shape.contentToString()} are" }
+            require(
+                shape.all { it >= 0 },
+            ) { "the sizes of a shape are not below zero, of ${shape.contentToString()} are" }
             return shape.fold(1L, Long::times)
         }
 

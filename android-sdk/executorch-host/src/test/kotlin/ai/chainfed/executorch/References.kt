@@ -27,7 +27,12 @@ internal object References {
     fun program(name: String): String = folder.resolve("$name.pte").path
 
     private fun stamp(): String {
-        val sources = vectors.resolve("bundles").walk().filter { it.isFile }.sorted() + script
+        val sources =
+            vectors
+                .resolve("bundles")
+                .walk()
+                .filter { it.isFile }
+                .sorted() + script
         val digest = MessageDigest.getInstance("SHA-256")
         sources.forEach { digest.update(it.readBytes()) }
         digest.update(target.resolve("native/libchainfed_executorch.so.stamp").readBytes())

@@ -16,7 +16,10 @@ import java.nio.channels.FileChannel
 
 internal fun JsonObject.child(key: String): JsonObject = this[key] as JsonObject
 
-internal fun JsonObject.children(key: String): List<JsonObject> = (this[key] as JsonList).values.map { it as JsonObject }
+internal fun JsonObject.children(key: String): List<JsonObject> =
+    (this[key] as JsonList).values.map {
+        it as JsonObject
+    }
 
 internal fun JsonObject.text(key: String): String = (this[key] as JsonString).value
 
@@ -33,7 +36,13 @@ internal fun readTensors(file: File): Map<String, Tensor> {
     val header = readJson(ByteArray(start - 8).also { map.position(8).get(it) }) as JsonObject
     return (header.members - "__metadata__").mapValues { (_, entry) ->
         val (begin, end) = (entry as JsonObject).longs("data_offsets").map { start + it.toInt() }
-        val data = map.duplicate().position(begin).limit(end).slice().order(ByteOrder.nativeOrder())
+        val data =
+            map
+                .duplicate()
+                .position(begin)
+                .limit(end)
+                .slice()
+                .order(ByteOrder.nativeOrder())
         when (val dtype = entry.text("dtype")) {
             "F32" -> Tensor.fromBlob(data.asFloatBuffer(), entry.longs("shape"))
             "I64" -> Tensor.fromBlob(data.asLongBuffer(), entry.longs("shape"))
@@ -63,7 +72,10 @@ internal class VectorCase(
     fun inputs(): Map<String, Tensor> =
         named("input/") +
             case.child("weights").members.flatMap { (prefix, file) ->
-                readTensors(bundle.resolve("bundle").resolve((file as JsonString).value)).map { prefix + it.key to it.value }
+                readTensors(bundle.resolve("bundle").resolve((file as JsonString).value)).map {
+                    prefix + it.key to
+                        it.value
+                }
             }
 
     fun expected(step: Int): Map<String, Tensor> = named("expected/$step/")
@@ -77,7 +89,11 @@ internal class VectorCase(
         inputs: Map<String, Tensor>,
     ): Map<String, Tensor> {
         val outputs = module.forward(*arguments(inputs))
-        return program.children("outputs").map { it.text("name") }.zip(outputs.map { it.toTensor() }).toMap()
+        return program
+            .children("outputs")
+            .map { it.text("name") }
+            .zip(outputs.map { it.toTensor() })
+            .toMap()
     }
 
     /** The inputs of the next step: outputs take their own place, copied, since the arena is written over. */
@@ -85,7 +101,13 @@ internal class VectorCase(
         inputs: Map<String, Tensor>,
         outputs: Map<String, Tensor>,
     ): Map<String, Tensor> =
-        inputs + outputs.filterKeys { it in inputs }.mapValues { Tensor.fromBlob(it.value.dataAsFloatArray, it.value.shape()) }
+        inputs +
+            outputs.filterKeys { it in inputs }.mapValues {
+                Tensor.fromBlob(
+                    it.value.dataAsFloatArray,
+                    it.value.shape(),
+                )
+            }
 
     /** How many leading elements of an output count. */
     fun counted(
@@ -119,7 +141,11 @@ internal class VectorCase(
 
 /** The bytes of float32 tensors, one behind the other. */
 internal fun bytes(tensors: Collection<Tensor>): ByteArray {
-    val all = ByteBuffer.allocate(tensors.sumOf { it.numel().toInt() * Float.SIZE_BYTES }).order(ByteOrder.nativeOrder())
+    val all =
+        ByteBuffer
+            .allocate(
+                tensors.sumOf { it.numel().toInt() * Float.SIZE_BYTES },
+            ).order(ByteOrder.nativeOrder())
     val floats = all.asFloatBuffer()
     tensors.forEach { it.copyDataInto(floats) }
     return all.array()
