@@ -7,9 +7,9 @@ import java.io.File
 /**
  * Encodes lines: `TokenizeLines special|plain MAX_LENGTH tokenizer.json...`, where a MAX_LENGTH of 0 is none.
  *
- * Reads a JSON string a line from standard input and writes, for each tokenizer in turn, a list for each: the token ids,
- * then where each begins and ends. For each tokenizer it writes to standard error how many tokens that were, and in how
- * many nanoseconds. A tokenizer or text that is refused gives the sentence instead.
+ * Reads a JSON string a line from standard input and writes, for each tokenizer in turn, a list for each: the token
+ * ids, then where each begins and ends. For each tokenizer it writes to standard error how many tokens that were, and in how
+ * many nanoseconds. A text that is refused gives the exception's name.
  */
 object TokenizeLines {
     @JvmStatic
@@ -33,6 +33,11 @@ object TokenizeLines {
         out.flush()
     }
 
-    private fun written(encoding: Encoding): String =
-        (encoding.ids.asIterable() + encoding.offsets.asIterable()).joinToString(",", "[", "]")
+    private fun written(encoding: Encoding): String {
+        val written = StringBuilder("[")
+        for (id in encoding.ids) written.append(id).append(',')
+        for (place in encoding.offsets) written.append(place).append(',')
+        if (encoding.size > 0) written.setLength(written.length - 1)
+        return written.append(']').toString()
+    }
 }
