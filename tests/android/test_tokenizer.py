@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+_LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 SDK = ROOT / "android-sdk"
 REAL_TEXTS = 10_000
@@ -49,13 +51,14 @@ BLOCKS = [
     (0x1F3FB, 0x1F3FF), (0x1F600, 0x1F640), (0x20000, 0x20050), (0x2F800, 0x2FA1D), (0x9, 0xD), (0x2581, 0x2581),
 ]
 FRAGMENTS = [
-    "[MASK]", "<mask>", " <mask> ", "<s>", "</s>", "[CLS]", "<|end|>", "  ", "\n\n", "\r\n", "'s", "'LL", "I'M", "don't",
-    "\u017f", "\u0130", "e\u0301", "한", "\u1112\u1161\u11ab", "👩\u200d👩\u200d👧", "2024", "1234567", "\t", "    ",
-    "Yesterday", "ﬁ", "\u0300\u0316\u0301", "a\u0316\u0301\u0345", "½", "…", "<unk>", "▁", "<0x41>", "\u3000", "\u200b",
-    "\u00ad", "\u200d",
+    "[MASK]", "<mask>", " <mask> ", "<s>", "</s>", "[CLS]", "<|end|>", "  ", "\n\n", "\r\n", "'s", "'LL", "I'M",
+    "don't", "\u017f", "\u0130", "e\u0301", "한", "\u1112\u1161\u11ab", "👩\u200d👩\u200d👧", "2024", "1234567",
+    "\t", "    ", "Yesterday", "ﬁ", "\u0300\u0316\u0301", "a\u0316\u0301\u0345", "½", "…", "<unk>", "▁", "<0x41>",
+    "\u3000", "\u200b", "\u00ad", "\u200d",
 ]
 ADDED = [
-    "Yesterday", "don't", "[MASK]", "the", "é", " a ", "<s>", "</s>", "\n\n", "2024", "ing", "I", "IM", "--", "한", "th",
+    "Yesterday", "don't", "[MASK]", "the", "é", " a ", "<s>", "</s>", "\n\n", "2024", "ing", "I", "IM", "--", "한",
+    "th",
 ]
 NORMALIZERS = [
     normalizers.NFC(), normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD(), normalizers.Lowercase(),
@@ -232,8 +235,9 @@ def gemma(texts: Sequence[str]) -> Tokenizer:
 
 def xlm_roberta(texts: Sequence[str]) -> Tokenizer:
     """Unigram with the normalisation rules that SentencePiece itself puts in a model."""
-    sentencepiece = pytest.importorskip("sentencepiece", reason="SentencePiece makes XLM-R's normalisation rules")
-    from sentencepiece import sentencepiece_model_pb2
+    why = "SentencePiece makes XLM-R's normalisation rules"
+    sentencepiece = pytest.importorskip("sentencepiece", reason=why)
+    formats = pytest.importorskip("sentencepiece.sentencepiece_model_pb2", reason=why)
 
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -246,7 +250,7 @@ def xlm_roberta(texts: Sequence[str]) -> Tokenizer:
         hard_vocab_limit=False,
         num_threads=1,
     )
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = formats.ModelProto()
     proto.ParseFromString(written.getvalue())
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(piece.piece, piece.score) for piece in proto.pieces if piece.type == 1]
@@ -370,7 +374,15 @@ class Java:
         self, files: Sequence[Path], texts: Sequence[str], special: bool = True, longest: int = 0
     ) -> list[Found]:
         name = "ai.chainfed.tokenizer.TokenizeLines"
-        command = ["java", "-Dfile.encoding=UTF-8", "-cp", self._classpath, name, "special" if special else "plain"]
+        command = [
+            "java",
+            "-XX:+UseSerialGC",
+            "-Dfile.encoding=UTF-8",
+            "-cp",
+            self._classpath,
+            name,
+            "special" if special else "plain",
+        ]
         written = "".join(json.dumps(text) + "\n" for text in texts)
         done = subprocess.run(
             [*command, str(longest), *map(str, files)], input=written, capture_output=True, text=True, check=False
@@ -455,10 +467,8 @@ def test_every_id_and_offset_of_a_family_is_the_librarys(
     wanted = expected(tokenizer, texts)
     seconds = time.perf_counter() - start
     assert not first_difference(texts, found, wanted)
-    for name, value in (("texts", len(texts)), ("tokens", found.tokens)):
-        record_property(name, value)
-    record_property("tokens a second", round(found.tokens / found.seconds))
-    record_property("the library's tokens a second", round(found.tokens / seconds))
+    own, library = found.tokens / found.seconds, found.tokens / seconds
+    _LOG.info("%s: %d texts, %d tokens, %.0f a second, %.0f in Rust", shape, len(texts), found.tokens, own, library)
 
 
 @pytest.fixture(scope="module")
@@ -472,11 +482,11 @@ def cases(real: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return files
 
 
-@pytest.mark.parametrize(("special", "longest"), [(True, 0), (False, 9), (True, 3), (True, 2)])
+@pytest.mark.parametrize(("special", "longest"), [(True, 0), (False, 9), (True, 2)])
 def test_every_id_and_offset_of_the_other_options_is_the_librarys(
     java: Java, real: list[str], drawn: list[str], cases: dict[str, Path], special: bool, longest: int
 ) -> None:
-    texts = real[:50] + drawn[:300]
+    texts = real[:20] + drawn[:200]
     everything = java.encode(list(cases.values()), texts, special, longest)
     for (name, file), found in zip(cases.items(), everything, strict=True):
         tokenizer = Tokenizer.from_file(str(file))

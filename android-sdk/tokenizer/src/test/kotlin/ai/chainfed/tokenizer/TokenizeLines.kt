@@ -8,8 +8,8 @@ import java.io.File
  * Encodes lines: `TokenizeLines special|plain MAX_LENGTH tokenizer.json...`, where a MAX_LENGTH of 0 is none.
  *
  * Reads a JSON string a line from standard input and writes, for each tokenizer in turn, a list for each: the token
- * ids, then where each begins and ends. For each tokenizer it writes to standard error how many tokens that were, and in how
- * many nanoseconds. A text that is refused gives the exception's name.
+ * ids, then where each begins and ends. For each tokenizer it writes to standard error how many tokens that were, and
+ * in how many nanoseconds. A text that is refused gives the exception's name.
  */
 object TokenizeLines {
     @JvmStatic

@@ -87,7 +87,8 @@ class TokenizerTest {
         val ids = mapOf("e" to 0, "f" to 1, "i" to 2, "한" to 3, "x" to 4)
         val model = BpeModel(ids, Merges(0), BpeOptions(null, "", "", false, false, false))
         val steps = listOf(UnicodeNormalization(Form.NFKD), Filter(::isMark), UnicodeNormalization(Form.NFC), Lowercase)
-        val encoding = tokenizer(model, normalizer = NormalizerSequence(steps)).encode("É\u0301ﬁ한\u1112\u1161\u11abX")
+        val tokenizer = tokenizer(model, normalizer = NormalizerSequence(steps))
+        val encoding = tokenizer.encode("É\u0301ﬁ한\u1112\u1161\u11abX")
         assertArrayEquals(intArrayOf(0, 1, 2, 3, 3, 4), encoding.ids)
         assertEquals(listOf(0..0, 2..2, 2..2, 3..3, 4..4, 7..7), ranges(encoding))
     }
