@@ -30,6 +30,9 @@ private class JsonReader(
 ) {
     private var at = 0
 
+    // A tokenizer's vocabulary names the same strings again and again: one of each is enough.
+    private val strings = HashMap<String, JsonString>()
+
     fun document(): JsonValue {
         val value = value(0)
         skipSpace()
@@ -42,7 +45,7 @@ private class JsonReader(
         return when (val next = peek()) {
             '{'.code -> members(depth + 1)
             '['.code -> values(depth + 1)
-            '"'.code -> JsonString(string())
+            '"'.code -> shared(string())
             't'.code -> word("true", JsonBoolean(true))
             'f'.code -> word("false", JsonBoolean(false))
             'n'.code -> word("null", JsonNull)
@@ -57,7 +60,7 @@ private class JsonReader(
         do {
             skipSpace()
             if (peek() != '"'.code) throw noJson("a key in double quotes is missing")
-            val key = string()
+            val key = shared(string()).value
             skipSpace()
             if (!accept(':')) throw noJson("a colon is missing")
             if (members.put(key, value(depth)) != null) throw JsonException("it names ${shown(key)} twice")
@@ -72,8 +75,12 @@ private class JsonReader(
         do {
             values.add(value(depth))
         } while (another(']'))
+        values.trimToSize()
         return JsonList(values)
     }
+
+    private fun shared(text: String): JsonString =
+        if (text.length > LONGEST_SHARED) JsonString(text) else strings.getOrPut(text) { JsonString(text) }
 
     private fun open(depth: Int) {
         if (depth > maxDepth) throw JsonException("it is nested too deeply")
@@ -195,6 +202,10 @@ private class JsonReader(
             if (byte != ' '.code && byte != '\n'.code && byte != '\t'.code && byte != '\r'.code) return
             at++
         }
+    }
+
+    private companion object {
+        const val LONGEST_SHARED = 32
     }
 }
 

@@ -97,8 +97,11 @@ private class TokenTrie {
                 val start = if (token.stripsLeft) maxOf(done, beforeSpaces(text, at)) else at
                 val stop = if (token.stripsRight) behindSpaces(text, end) else end
                 if (done < start) pieces.add(AddedPiece(text.slice(done, start), null))
-                pieces.add(AddedPiece(text.slice(start, stop), found.id))
-                done = stop
+                // The token before may have taken all of this one with the spaces behind it.
+                if (start < stop) {
+                    pieces.add(AddedPiece(text.slice(start, stop), found.id))
+                    done = stop
+                }
             }
             at = end
         }

@@ -26,6 +26,12 @@ internal class Component(
 
     fun list(key: String): List<JsonValue> = (value[key] as? JsonList)?.values ?: throw wrong(key)
 
+    /** A list whose entries are all objects of a [kind] such as "normalizer". */
+    fun parts(
+        key: String,
+        kind: String,
+    ): List<Component> = list(key).map { of(it, kind, this, key) }
+
     fun map(key: String): JsonObject = value[key] as? JsonObject ?: throw wrong(key)
 
     /** A token id. */
@@ -91,7 +97,6 @@ internal class Component(
     }
 }
 
-// java.util.Base64 exists from API 26 on; so it may be used here.
 private fun decodeBase64(text: String): ByteArray? =
     try {
         java.util.Base64

@@ -95,7 +95,7 @@ internal class Strip(
     }
 }
 
-/** What BERT does to a text: cleaning, spaces around ideographs, and for models without case no accents, no capitals. */
+/** What BERT does to a text: cleaning, spaces around ideographs, and without case no accents and no capitals. */
 internal class BertNormalizer(
     cleansText: Boolean,
     separatesIdeographs: Boolean,
@@ -105,8 +105,7 @@ internal class BertNormalizer(
     private val steps =
         NormalizerSequence(
             listOfNotNull(
-                Filter { it == 0 || it == 0xFFFD || it !in 0x09..0x0D && isControl(it) || it == 0x0B || it == 0x0C }
-                    .takeIf { cleansText },
+                Filter(::isNoise).takeIf { cleansText },
                 CharacterMapping { if (isWhitespace(it)) ' '.code else it }.takeIf { cleansText },
                 Normalizer(::separated).takeIf { separatesIdeographs },
                 UnicodeNormalization(java.text.Normalizer.Form.NFD).takeIf { stripsAccents },
@@ -116,6 +115,13 @@ internal class BertNormalizer(
         )
 
     override fun normalize(text: AlignedText): AlignedText = steps.normalize(text)
+
+    private fun isNoise(point: Int): Boolean =
+        when (point) {
+            0x09, 0x0A, 0x0D -> false
+            0x00, 0xFFFD -> true
+            else -> isControl(point)
+        }
 
     private fun separated(text: AlignedText): AlignedText {
         if (text.count(::isIdeograph) == 0) return text

@@ -47,9 +47,9 @@ public class Tokenizer internal constructor(
     /**
      * The tokens of [text], with the special tokens around it unless [addSpecialTokens] is false.
      *
-     * With a [maxLength], so many tokens at most, special ones counted: those of the text's end are left out. Throws
-     * [TokenizerException] when the text has no tokens in this vocabulary or holds half a surrogate pair, and
-     * IllegalArgumentException when not even the special tokens fit in [maxLength].
+     * With a [maxLength], so many tokens at most, special ones counted: those of the text's end are left out, and
+     * where not even the special ones fit, all behind the first [maxLength]. Throws [TokenizerException] when the text
+     * has no tokens in this vocabulary or holds half a surrogate pair.
      */
     @Throws(TokenizerException::class)
     public fun encode(
@@ -57,14 +57,23 @@ public class Tokenizer internal constructor(
         addSpecialTokens: Boolean = true,
         maxLength: Int = Int.MAX_VALUE,
     ): Encoding {
-        val most = maxLength - if (addSpecialTokens) specialTokenCount else 0
-        require(most >= 0) { "at most $maxLength tokens leave no room for $specialTokenCount special ones" }
-        val tokens = listOf(tokens(AlignedText.of(text), most).first(most))
+        require(maxLength > 0) { "at most $maxLength tokens are none" }
+        val room = maxLength - if (addSpecialTokens) specialTokenCount else 0
+        val found = tokens(AlignedText.of(text), if (room < 0) maxLength else room)
+        val tokens = listOf(if (room < 0) found else found.first(room))
         val parts = postProcessor?.process(tokens, addSpecialTokens) ?: tokens
-        val encoding = Encoding(IntArray(parts.sumOf { it.size }), IntArray(2 * parts.sumOf { it.size }))
+        return joined(parts, maxLength)
+    }
+
+    private fun joined(
+        parts: List<TokenList>,
+        maxLength: Int,
+    ): Encoding {
+        val size = minOf(maxLength, parts.sumOf { it.size })
+        val encoding = Encoding(IntArray(size), IntArray(2 * size))
         var at = 0
         for (part in parts) {
-            for (index in 0 until part.size) {
+            for (index in 0 until minOf(part.size, size - at)) {
                 encoding.ids[at] = part.id(index)
                 encoding.offsets[2 * at] = part.start(index)
                 encoding.offsets[2 * at++ + 1] = part.end(index)
