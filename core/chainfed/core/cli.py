@@ -29,7 +29,11 @@ _COMMANDS = {
         "toolchain,harness",
         "Run a coordinator and a fleet of emulated devices.",
     ),
-    "interop": ("chainfed.harness.cli.interop", "toolchain,harness", "Disturb any device and hold it to the Python one."),
+    "interop": (
+        "chainfed.harness.cli.interop",
+        "toolchain,harness",
+        "Disturb any device and hold it to the Python one.",
+    ),
     "demo": ("chainfed.harness.cli.demo", "toolchain,harness", "Show the whole chain on one machine."),
 }
 

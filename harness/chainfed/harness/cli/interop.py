@@ -26,7 +26,9 @@ _FILE = click.Path(path_type=Path)
     metavar="COMMAND",
     help="How the device is started; it is given the options of `chainfed device`.  [default: `chainfed device`]",
 )
-@click.option("--case", "names", multiple=True, metavar="NAME", help="Run this case; may be given again.  [default: all]")
+@click.option(
+    "--case", "names", multiple=True, metavar="NAME", help="Run this case; may be given again.  [default: all]"
+)
 @click.option("--bundle", type=_FILE, help="A bundle in place of a small one that is made; needs --data.")
 @click.option("--data", type=_FILE, help="Examples for --bundle; every fifth is held out.")
 @click.option("--keep", type=_FILE, help="Folder, not there yet, for every file and log.  [default: all are removed]")

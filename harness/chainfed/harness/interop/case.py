@@ -38,7 +38,7 @@ class Case(ABC):
 
     @abstractmethod
     def run(self, stand: Stand) -> list[str]:
-        """Returns what was checked, in words. Raises CaseFailed, or NotSetUp when the disturbance did not come about."""
+        """What was checked, in words. Raises CaseFailed, or NotSetUp when the disturbance did not come about."""
 
 
 def require_bytes(header: pb.UpdateHeader, expected: ReferenceUpdate) -> str:

@@ -76,7 +76,9 @@ class UnknownBundleVersion(Case):
     """See `sentence`."""
 
     name = "UNKNOWN_BUNDLE_VERSION"
-    sentence = f"The manifest has format version {_FUTURE_VERSION}: given back, exit code 5, and told which can be read."
+    sentence = (
+        f"The manifest has format version {_FUTURE_VERSION}: given back, exit code 5, and told which can be read."
+    )
 
     def run(self, stand: Stand) -> list[str]:
         """Changes the manifest on its way."""
@@ -114,7 +116,9 @@ class TruncatedCache(Case):
     """See `sentence`."""
 
     name = "TRUNCATED_CACHE"
-    sentence = "Between two assignments files of the state folder are cut in half: fetched or computed again, same bytes."
+    sentence = (
+        "Between two assignments files of the state folder are cut in half: fetched or computed again, same bytes."
+    )
 
     def run(self, stand: Stand) -> list[str]:
         """Cuts half of the blobs that the next assignment needs again, and all kept hidden states."""

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from chainfed.core.errors import BadInputError
 
-_TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Exception in thread|panicked at|^\s+at [\w.$<>/]+\(", re.M)
+_TRACEBACK = re.compile(
+    r"Traceback \(most recent call last\)|Exception in thread|panicked at|^\s+at [\w.$<>/]+\(", re.M
+)
 _GROUP_SECONDS = 10.0
 
 

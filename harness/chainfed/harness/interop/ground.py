@@ -6,6 +6,7 @@ The undisturbed run is what every other is compared with: its updates and its ch
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 import sys
@@ -17,15 +18,15 @@ from typing import Any
 
 from chainfed.coordinator.assignments import update_shapes
 from chainfed.coordinator.client import require_success
-from chainfed.core.errors import BadInputError
+from chainfed.core.errors import BadInputError, RunFailedError
 from chainfed.core.json_lines import read_objects
 from chainfed.core.manifest import Bundle
 from chainfed.core.rpc import CHUNK_BYTES
-from chainfed.core.tensors import sha256_hex
+from chainfed.core.tensors import decode, sha256_hex
 from chainfed.harness.interop.proxy import Meddler
 from chainfed.harness.interop.state_folder import Progress
 from chainfed.harness.interop.traffic import Call
-from chainfed.harness.interop.trial import Trial
+from chainfed.harness.interop.trial import CaseFailed, Trial
 from chainfed.toolchain.export import export_bundle
 from chainfed.toolchain.export_settings import ExportSettings
 from chainfed.v1 import device_service_pb2 as pb
@@ -40,7 +41,8 @@ _SEED = 20
 _EVERY_FIFTH = 5
 _TRAIN_ROWS, _TEST_ROWS = 190, 21  # neither is a whole number of batches
 _SEQ_LEN, _BATCH_SIZE, _ADAPTER_DIM, _WINDOW = 32, 8, 256, 3
-_THRESHOLD = 0.0
+_THRESHOLD = 0.85  # of the made model's scores the third is the first below it, so there are two windows of three
+_LOWEST_SCORE = 0.0  # no score is below it: a given model is trained from the layer with the lowest one
 
 Progressed = Callable[[str], None]
 
@@ -114,8 +116,8 @@ class _Keeper(Meddler):
 def prepare(folder: Path, given: GivenBundle | None, limit_seconds: float, progressed: Progressed) -> Ground:
     """Makes the ground in `folder`.
 
-    Raises BadInputError and BundleError when what was given cannot be used, and InteropError's causes never: the Python
-    device is trusted here.
+    Raises BadInputError and BundleError when what was given cannot be used, RunFailedError when the Python device
+    cannot do an undisturbed run over it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if given is None:
@@ -124,7 +126,8 @@ def prepare(folder: Path, given: GivenBundle | None, limit_seconds: float, progr
         bundle, data = Bundle(given.bundle), _split(given.data, folder)
     _check_sizes(bundle, data[0])
     progressed("an undisturbed run of the Python device")
-    return _run_undisturbed(folder, bundle, data, limit_seconds)
+    bundle.verify_files()
+    return _run_undisturbed(folder, bundle, data, _THRESHOLD if given is None else _LOWEST_SCORE, limit_seconds)
 
 
 def _make(folder: Path, progressed: Progressed) -> tuple[Bundle, tuple[Path, Path]]:
@@ -165,7 +168,7 @@ def _check_sizes(bundle: Bundle, train: Path) -> None:
     largest = max(entry.bytes for name, entry in manifest.files.items() if name.startswith("weights/layer_"))
     window = max(manifest.windows)
     task = pb.Assignment(train=pb.TrainTask(first_layer=0, window_size=window))
-    update = sum(4 * _count(shape) for shape in update_shapes(task, manifest).values())
+    update = sum(4 * math.prod(shape) for shape in update_shapes(task, manifest).values())
     for what, size in (("layer", largest), (f"update of a window of {window}", update)):
         if size < 2 * CHUNK_BYTES:
             raise BadInputError(
@@ -174,14 +177,9 @@ def _check_sizes(bundle: Bundle, train: Path) -> None:
             )
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
-def _run_undisturbed(folder: Path, bundle: Bundle, data: tuple[Path, Path], limit_seconds: float) -> Ground:
+def _run_undisturbed(
+    folder: Path, bundle: Bundle, data: tuple[Path, Path], threshold: float, limit_seconds: float
+) -> Ground:
     place = folder / "undisturbed"
     keeper = _Keeper(place / "coordinator", folder / TRAINING)
     config = run_pb.RunConfig(
@@ -192,16 +190,15 @@ def _run_undisturbed(folder: Path, bundle: Bundle, data: tuple[Path, Path], limi
         warmup_rounds=1,
         local_epochs=1,
         seed=_SEED,
-        foat_threshold=_THRESHOLD,
+        foat_threshold=threshold,
     )
     with Trial(PYTHON_DEVICE, data, place, keeper, limit_seconds) as trial:
         run_id = trial.operator.create(bundle, config, name="interop").run_id
         _copy_state(keeper.source, folder / CREATED)
         trial.operator.start(run_id)
         trial.start_device()
-        trial.exit_code("the undisturbed run to end")
-        run = trial.operator.get(run_id)
-        require_success(run)
+        _await_end(trial)
+        require_success(trial.operator.get(run_id))
         checkpoints = {done: trial.operator.checkpoint(run_id, done) for done in (1, 2)}
         updates = {}
         for assignment in trial.traffic.assignments():
@@ -213,8 +210,17 @@ def _run_undisturbed(folder: Path, bundle: Bundle, data: tuple[Path, Path], limi
     return Ground(folder, bundle, data, run_id, updates, checkpoints)
 
 
+def _await_end(trial: Trial) -> None:
+    try:
+        code = trial.exit_code("the undisturbed run to end")
+    except CaseFailed as failure:
+        raise RunFailedError(f"The undisturbed run of the Python device does not end: {failure.seen}.") from failure
+    if code != 0:
+        raise RunFailedError(f"The Python device ended its undisturbed run with exit code {code}: {trial.last_words}.")
+
+
 def _copy_state(source: Path, target: Path) -> None:
-    """A coordinator's state while nothing is going on in it: its files, and its database by the database's own means."""
+    """A coordinator's state while nothing is going on in it: its files, and a consistent copy of its database."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("coordinator.sqlite*", "lock"))
     with (
         closing(sqlite3.connect(source / "coordinator.sqlite")) as there,
@@ -225,8 +231,6 @@ def _copy_state(source: Path, target: Path) -> None:
 
 def first_difference(found: bytes, expected: bytes) -> str:
     """In words, in which tensors two checkpoints differ."""
-    from chainfed.core.tensors import decode
-
     ours, theirs = decode(found, "the checkpoint"), decode(expected, "the expected checkpoint")
     names = sorted(name for name in theirs if name not in ours or ours[name].tobytes() != theirs[name].tobytes())
     more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""

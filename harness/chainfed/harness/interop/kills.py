@@ -24,10 +24,7 @@ class KilledMidStep(Case):
         expected = stand.ground.first
         total = expected.journal.steps.total()
         with stand.trial() as trial:
-            kills = [
-                _kill(trial, expected, lambda found, least=least: found.steps.total() >= least)
-                for least in (total // 4, total // 2)
-            ]
+            kills = [_kill(trial, expected, _after_steps(least)) for least in (total // 4, total // 2)]
             for killed in kills:
                 if not 1 <= killed.steps.total() < total:
                     raise NotSetUp(f"the kill came after {killed.steps.total()} of {total} steps")
@@ -38,7 +35,10 @@ class KilledMidStep(Case):
             f"{total} training steps in the journal, each once",
             f"{found.steps.total()} steps",
         )
-        return [f"kills after steps {_numbers(kills, lambda each: each.steps.total())} of {total}, none done again", same]
+        return [
+            f"kills after steps {_numbers(kills, lambda each: each.steps.total())} of {total}, none done again",
+            same,
+        ]
 
 
 class KilledMidPrefix(Case):
@@ -50,7 +50,8 @@ class KilledMidPrefix(Case):
     def run(self, stand: Stand) -> list[str]:
         """Kills it once in the middle of the first layer's pass and once in that of the last one below the window."""
         expected = stand.ground.first
-        last_depth, num_batches = max(expected.journal.passes)
+        last_depth, num_batches = expected.assignment.train.first_layer, expected.journal.steps.total()
+        passes = [(depth, batch) for depth in range(last_depth + 1) for batch in range(1, num_batches + 1)]
         if last_depth < 1:
             raise NotSetUp("no layer lies below the run's first window; give another bundle or data")
         depths = sorted({1, last_depth})
@@ -59,16 +60,24 @@ class KilledMidPrefix(Case):
             for depth, killed in zip(depths, kills, strict=True):
                 at_depth, batches = killed.passes[-1] if killed.passes else (-1, 0)
                 if at_depth != depth or not 0 < batches < num_batches or killed.steps:
-                    raise NotSetUp(f"the kill came at batch {batches} of {num_batches} of depth {at_depth}, not {depth}")
+                    raise NotSetUp(
+                        f"the kill came at batch {batches} of {num_batches} of depth {at_depth}, not {depth}"
+                    )
             found, same = _finish(trial, expected)
         _require_continuation(kills, found)
         require(
-            found.passes == expected.journal.passes,
-            f"{len(expected.journal.passes)} batches through layers in the journal, each once and in order",
+            found.passes == passes,
+            f"{len(passes)} batches through layers in the journal, each once and in order",
             f"{len(found.passes)} of them",
         )
-        where = ", ".join(f"depth {depth} after {killed.passes[-1][1]}" for depth, killed in zip(depths, kills, strict=True))
+        where = ", ".join(
+            f"depth {depth} after {killed.passes[-1][1]}" for depth, killed in zip(depths, kills, strict=True)
+        )
         return [f"kills at {where} of {num_batches} batches, none done again", same]
+
+
+def _after_steps(least: int) -> Reached:
+    return lambda found: found.steps.total() >= least
 
 
 def _within(depth: int, least: int) -> Reached:

@@ -69,7 +69,7 @@ def _fetched_again(trial: Trial, cut: Call, position: int) -> int:
     fetches = trial.traffic.fetches(cut.request.sha256)
     later = [call for call in fetches if any(call is each for each in fetches[_index(fetches, cut) + 1 :])]
     require(bool(later), "the device to ask for the rest of a blob after a lost connection", "it never did")
-    offset = later[0].request.offset
+    offset = int(later[0].request.offset)
     require(
         position - CHUNK_BYTES <= offset <= position + cut.num_bytes,
         f"the download to go on at {position - CHUNK_BYTES} to {position}, after {position} bytes had come",
@@ -243,13 +243,11 @@ class DuplicateSubmit(Case):
             sent_again = sum(call.num_bytes for call in trial.traffic.about(assignment.assignment_id, meddler.lost_at))
             require(sent_again == 0, "nothing of an accepted update to be sent again", f"{sent_again} bytes")
             trial.assignment(stand.ground.last.assignment.round)
-            closed = [
-                event.round_closed for event in _events(trial, run_id, assignment.round) if event.HasField("round_closed")
-            ]
+            closed = _closed(trial, run_id, assignment.round)
             require(
-                [(each.round.num_reported, each.bytes_up) for each in closed] == [(1, expected.size_bytes)],
-                f"one round with one update of {expected.size_bytes} bytes",
-                [(each.round.num_reported, each.bytes_up) for each in closed],
+                (closed.round.num_reported, closed.bytes_up) == (1, expected.size_bytes),
+                f"a round with one update of {expected.size_bytes} bytes",
+                f"{closed.round.num_reported} updates, {closed.bytes_up} bytes",
             )
             checkpoint = trial.operator.checkpoint(run_id, 1)
             same = require_bytes(header, expected)
@@ -257,14 +255,13 @@ class DuplicateSubmit(Case):
         return ["counted once, nothing sent again", same, "checkpoint: same bytes"]
 
 
-def _events(trial: Trial, run_id: str, round_number: int) -> list[run_pb.WatchRunResponse]:
-    """The run's events up to the end of a round."""
-    events = []
-    for event in trial.operator.watch(run_id):
-        events.append(event)
-        if event.HasField("round_closed") and event.round_closed.round.number == round_number:
-            break
-    return [event for event in events if not event.HasField("round_closed") or event.round_closed.round.number == round_number]
+def _closed(trial: Trial, run_id: str, round_number: int) -> run_pb.RoundClosed:
+    """The end of a round."""
+    return next(
+        event.round_closed
+        for event in trial.operator.watch(run_id)
+        if event.HasField("round_closed") and event.round_closed.round.number == round_number
+    )
 
 
 def require_checkpoint(found: bytes, expected: bytes) -> None:

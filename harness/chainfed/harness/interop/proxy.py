@@ -103,7 +103,9 @@ class Proxy:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         self._relay = Relay(port)
-        async with grpc.aio.insecure_channel(self._coordinator, options=CHANNEL_OPTIONS + _RECONNECT_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(
+            self._coordinator, options=CHANNEL_OPTIONS + _RECONNECT_OPTIONS
+        ) as channel:
             self._upstream = {method.name: _upstream(channel, method) for method in SERVICE.methods}
             await server.start()
             self.address = f"127.0.0.1:{await self._relay.start()}"
@@ -187,8 +189,8 @@ class Proxy:
         try:
             await upstream.write(pb.SubmitUpdateRequest(header=call.request))
             async for message in messages:
-                await upstream.write(message)
                 call.num_bytes += len(message.chunk)
+                await upstream.write(message)
                 await self._meddler.chunk(call, call.request.offset + call.num_bytes)
             await upstream.done_writing()
         except asyncio.InvalidStateError:

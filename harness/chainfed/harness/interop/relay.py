@@ -31,8 +31,6 @@ class Relay:
         """Ends the listening and every connection."""
         self._server.close()
         self._reset()
-        for task in self._tasks:
-            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
