@@ -109,8 +109,7 @@ def takes_silence_for_success() -> None:
 
 def forgets_its_journal() -> None:
     """Whatever was done before is done again."""
-    read = journal._read
-    journal._read = lambda path: ([], 0) if read(path) else ([], 0)
+    journal._read = lambda path: ([], 0)
 
 
 def loses_weights() -> None:

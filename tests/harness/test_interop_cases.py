@@ -1,4 +1,4 @@
-"""The interop cases: the Python device passes all of them, and a device with a defect fails the case that is about it."""
+"""The interop cases: the Python device passes them, and a device with a defect fails the case that is about it."""
 
 from __future__ import annotations
 

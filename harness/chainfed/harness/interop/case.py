@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from chainfed.harness.interop.ground import CREATED, TRAINING, Ground, ReferenceUpdate
+from chainfed.core.tensors import sha256_hex
+from chainfed.harness.interop.ground import CREATED, TRAINING, Ground, ReferenceUpdate, difference
 from chainfed.harness.interop.proxy import Meddler
-from chainfed.harness.interop.trial import Trial, require
+from chainfed.harness.interop.trial import CaseFailed, Trial
 from chainfed.v1 import device_service_pb2 as pb
 
 
@@ -41,12 +42,14 @@ class Case(ABC):
         """What was checked, in words. Raises CaseFailed, or NotSetUp when the disturbance did not come about."""
 
 
-def require_bytes(header: pb.UpdateHeader, expected: ReferenceUpdate) -> str:
+def require_bytes(trial: Trial, header: pb.UpdateHeader, expected: ReferenceUpdate) -> str:
     """Raises CaseFailed when an update is not what the Python device handed in undisturbed."""
-    require(
-        header.update.sha256 == expected.sha256,
-        f"the update of round {expected.assignment.round} that an undisturbed Python device hands in, SHA-256 "
-        f"{expected.sha256[:16]}",
-        f"SHA-256 {header.update.sha256[:16]}, {header.update.size_bytes} bytes",
-    )
+    if header.update.sha256 != expected.sha256:
+        found = trial.results.get(header.assignment_id, b"")
+        readable = sha256_hex(found) == header.update.sha256
+        raise CaseFailed(
+            f"the update of round {expected.assignment.round} that an undisturbed Python device hands in, SHA-256 "
+            f"{expected.sha256[:16]}",
+            difference(found, expected.tensors) if readable else f"SHA-256 {header.update.sha256[:16]}",
+        )
     return "update: same bytes"

@@ -21,15 +21,16 @@ _FUTURE_VERSION = 99
 
 
 class _DamageBlob(Meddler):
-    """Changes the first byte of every piece of a blob."""
+    """Changes a byte within every piece of a blob, which stays a readable file."""
 
     def __init__(self, sha256: str) -> None:
         self._sha256 = sha256
 
     async def piece(self, call: Call, position: int, data: bytes) -> bytes:
-        if call.request.sha256 == self._sha256 and data:
-            return bytes([data[0] ^ 1]) + data[1:]
-        return data
+        if call.request.sha256 != self._sha256 or not data:
+            return data
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 class BadShard(Case):
@@ -125,7 +126,7 @@ class TruncatedCache(Case):
         first, last = stand.ground.first, stand.ground.last
         with stand.trial() as trial:
             header = self._once(trial, first.assignment.round, "its first assignment")
-            require_bytes(header, first)
+            require_bytes(trial, header, first)
             kept = sorted((trial.state / "cache").glob("*"))
             files = _cut(trial, "files", _shared(first.assignment.files, last.assignment.files))
             pieces = _cut(trial, "pieces", _shared(first.assignment.state, last.assignment.state))
@@ -133,7 +134,7 @@ class TruncatedCache(Case):
                 halve(path)
             since = len(trial.traffic.calls)
             header = self._once(trial, last.assignment.round, "its second assignment, with truncated files")
-            same = require_bytes(header, last)
+            same = require_bytes(trial, header, last)
             for what, (cut, whole) in {"files": files, "pieces": pieces}.items():
                 fetched = {call.request.sha256 for call in trial.traffic.of("FetchBlob", since=since)}
                 require(cut <= fetched, f"all {len(cut)} truncated {what} to be fetched again", f"{len(cut & fetched)}")

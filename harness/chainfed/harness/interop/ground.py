@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chainfed.coordinator.assignments import update_shapes
 from chainfed.coordinator.client import require_success
 from chainfed.core.errors import BadInputError, RunFailedError
 from chainfed.core.json_lines import read_objects
 from chainfed.core.manifest import Bundle
 from chainfed.core.rpc import CHUNK_BYTES
-from chainfed.core.tensors import decode, sha256_hex
+from chainfed.core.tensors import Tensors, decode, sha256_hex
 from chainfed.harness.interop.proxy import Meddler
 from chainfed.harness.interop.state_folder import Progress
 from chainfed.harness.interop.traffic import Call
@@ -57,12 +59,21 @@ class GivenBundle:
 
 @dataclass(frozen=True)
 class ReferenceUpdate:
-    """What the Python device handed in for a round, and how."""
+    """What the Python device handed in for a round (safetensors bytes), and the journal of it."""
 
     assignment: pb.Assignment
-    sha256: str
-    size_bytes: int
+    tensors: bytes
     journal: Progress
+
+    @property
+    def sha256(self) -> str:
+        """Names the update."""
+        return sha256_hex(self.tensors)
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+        return len(self.tensors)
 
 
 @dataclass(frozen=True)
@@ -202,11 +213,10 @@ def _run_undisturbed(
         checkpoints = {done: trial.operator.checkpoint(run_id, done) for done in (1, 2)}
         updates = {}
         for assignment in trial.traffic.assignments():
-            header = trial.traffic.update(assignment.assignment_id)
-            if header is not None:
+            tensors = trial.results.get(assignment.assignment_id)
+            if tensors is not None:
                 journal = trial.journals[assignment.assignment_id]
-                update = header.update
-                updates[assignment.round] = ReferenceUpdate(assignment, update.sha256, update.size_bytes, journal)
+                updates[assignment.round] = ReferenceUpdate(assignment, tensors, journal)
     return Ground(folder, bundle, data, run_id, updates, checkpoints)
 
 
@@ -229,9 +239,20 @@ def _copy_state(source: Path, target: Path) -> None:
         there.backup(here)
 
 
-def first_difference(found: bytes, expected: bytes) -> str:
-    """In words, in which tensors two checkpoints differ."""
-    ours, theirs = decode(found, "the checkpoint"), decode(expected, "the expected checkpoint")
-    names = sorted(name for name in theirs if name not in ours or ours[name].tobytes() != theirs[name].tobytes())
-    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
-    return f"SHA-256 {sha256_hex(found)[:16]}, other values in {', '.join(names[:3])}{more}"
+def difference(found: bytes, expected: bytes) -> str:
+    """In words, how the tensors of a safetensors file differ from those expected."""
+    ours, theirs = decode(found, "the device's tensors"), decode(expected, "the expected tensors")
+    sha256 = f"SHA-256 {sha256_hex(found)[:16]}"
+    if shapes_of(ours) != shapes_of(theirs):
+        return f"{sha256}, with other tensors: {', '.join(ours)}"
+    largest = {name: float(np.abs(ours[name] - theirs[name]).max(initial=0.0)) for name in theirs}
+    worst = max(largest, key=lambda name: largest[name])
+    others = sum(ours[name].tobytes() != theirs[name].tobytes() for name in theirs)
+    if not others:
+        return f"{sha256}, the same values written in another way"
+    return f"{sha256}, other values in {others} of {len(theirs)} tensors, by up to {largest[worst]:.3g} in {worst}"
+
+
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """The shape of each."""
+    return {name: tensor.shape for name, tensor in tensors.items()}

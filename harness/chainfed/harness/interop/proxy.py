@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
 from chainfed.core.errors import METADATA_KEY, ChainFedError
-from chainfed.core.rpc import CHANNEL_OPTIONS, SERVER_OPTIONS
+from chainfed.core.rpc import CHANNEL_OPTIONS, SERVER_OPTIONS, RpcFailure
 from chainfed.harness.interop.relay import Relay
 from chainfed.harness.interop.traffic import Call, Traffic
 from chainfed.v1 import device_service_pb2 as pb
+from chainfed.v1 import device_service_pb2_grpc as pb_grpc
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DeviceService"]
 PIECE_BYTES = 32_768
@@ -106,7 +108,8 @@ class Proxy:
         async with grpc.aio.insecure_channel(
             self._coordinator, options=CHANNEL_OPTIONS + _RECONNECT_OPTIONS
         ) as channel:
-            self._upstream = {method.name: _upstream(channel, method) for method in SERVICE.methods}
+            passed = [method for method in SERVICE.methods if not method.client_streaming]
+            self._upstream = {method.name: _upstream(channel, method) for method in passed}
             await server.start()
             self.address = f"127.0.0.1:{await self._relay.start()}"
             self._started.set()
@@ -144,7 +147,7 @@ class Proxy:
             call.answer, call.ending = found, "answered"
         return found
 
-    async def _download(self, message: pb.FetchBlobRequest, context: Any) -> AsyncIterator[pb.FetchBlobResponse]:
+    async def _download(self, message: pb.FetchBlobRequest, context: Any) -> None:
         call = self._begin("FetchBlob", message)
         with _noting_the_end(call):
             try:
@@ -153,7 +156,9 @@ class Proxy:
                     position = message.offset + call.num_bytes
                     call.answer = pb.FetchBlobResponse(data=await self._meddler.piece(call, position, data))
                     call.num_bytes += len(data)
-                    yield call.answer
+                    await context.write(call.answer)
+            except grpc.aio.InternalError:
+                return  # the device is gone
             except Exception as error:
                 await self._end(call, error, context)
             else:
@@ -171,30 +176,22 @@ class Proxy:
     async def _upload(self, messages: AsyncIterator[pb.SubmitUpdateRequest], context: Any) -> Any:
         first = await anext(aiter(messages), pb.SubmitUpdateRequest())
         call = self._begin("SubmitUpdate", first.header)
-        upstream = self._upstream["SubmitUpdate"](timeout=context.time_remaining())
         with _noting_the_end(call):
             try:
                 await self._meddler.request(call)
-                await self._pass_on(call, messages, upstream)
-                found = await self._meddler.answer(call, await upstream)
+                with _Upload(self._coordinator, call, context.time_remaining()) as upload:
+                    async for message in messages:
+                        if upload.answer.done():
+                            break  # the coordinator need not hear all of it
+                        call.num_bytes += len(message.chunk)
+                        upload.send(message)
+                        await self._meddler.chunk(call, call.request.offset + call.num_bytes)
+                    upload.finish()
+                    found = await self._meddler.answer(call, await upload.answer)
             except Exception as error:
                 return await self._end(call, error, context)
-            finally:
-                upstream.cancel()
             call.answer, call.ending = found, "answered"
         return found
-
-    async def _pass_on(self, call: Call, messages: AsyncIterator[pb.SubmitUpdateRequest], upstream: Any) -> None:
-        """Writes an update to the coordinator until its end, or until the coordinator has answered before that."""
-        try:
-            await upstream.write(pb.SubmitUpdateRequest(header=call.request))
-            async for message in messages:
-                call.num_bytes += len(message.chunk)
-                await upstream.write(message)
-                await self._meddler.chunk(call, call.request.offset + call.num_bytes)
-            await upstream.done_writing()
-        except asyncio.InvalidStateError:
-            return
 
     async def _end(self, call: Call, error: Exception, context: Any) -> Any:
         """Ends a call without an answer: refused as the coordinator or the meddler did, or lost."""
@@ -202,15 +199,55 @@ class Proxy:
             call.ending = "refused"
             context.set_trailing_metadata(((METADATA_KEY, error.code),))
             await context.abort(getattr(grpc.StatusCode, error.grpc_status), str(error))
-        if isinstance(error, grpc.aio.AioRpcError) and _is_answer(error):
+        if isinstance(error, RpcFailure) and _is_answer(error):
             call.ending = "refused"
             context.set_trailing_metadata(tuple(error.trailing_metadata() or ()))
             await context.abort(error.code(), error.details() or "")
         call.ending = "lost"
-        if not isinstance(error, grpc.aio.AioRpcError | LostConnection):
+        if not isinstance(error, RpcFailure | LostConnection):
             raise error
         self._relay.cut()
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
+
+
+class _Upload:
+    """An update on its way to the coordinator; a context manager that gives it up when it is left.
+
+    It does not use grpc.aio, whose clients may lose an answer that comes before they have sent everything.
+    """
+
+    def __init__(self, coordinator: str, call: Call, timeout: float | None) -> None:
+        self._messages: queue.SimpleQueue[pb.SubmitUpdateRequest | None] = queue.SimpleQueue()
+        self._channel = grpc.insecure_channel(coordinator, options=CHANNEL_OPTIONS)
+        self.send(pb.SubmitUpdateRequest(header=call.request))
+        stub: Any = pb_grpc.DeviceServiceStub(self._channel).SubmitUpdate
+        self._call = stub.future(iter(self._messages.get, None), timeout=timeout)
+        self.answer = asyncio.ensure_future(asyncio.to_thread(self._call.result))
+
+    def __enter__(self) -> _Upload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+        self._call.cancel()
+        self.answer.add_done_callback(_hear)
+        self._channel.close()
+
+    def send(self, message: pb.SubmitUpdateRequest) -> None:
+        """Passes a part on, unless the coordinator has answered."""
+        self._messages.put(message)
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        self._messages.put(None)
+
+
+def _hear(answer: asyncio.Future[Any]) -> None:
+    """Takes note of an answer that nobody waits for."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 @contextmanager
@@ -223,7 +260,7 @@ def _noting_the_end(call: Call) -> Iterator[None]:
             call.ending = "lost"
 
 
-def _is_answer(error: grpc.aio.AioRpcError) -> bool:
+def _is_answer(error: RpcFailure) -> bool:
     """Whether the coordinator itself said so; otherwise it is not there."""
     named = any(key == METADATA_KEY for key, _ in error.trailing_metadata() or ())
     return named or error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -235,9 +272,5 @@ def _classes(method: MethodDescriptor) -> tuple[Any, Any]:
 
 def _upstream(channel: grpc.aio.Channel, method: MethodDescriptor) -> Any:
     request, answer = _classes(method)
-    make: Any = channel.unary_unary
-    if method.server_streaming:
-        make = channel.unary_stream
-    if method.client_streaming:
-        make = channel.stream_unary
+    make: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
     return make(f"/{SERVICE.full_name}/{method.name}", request.SerializeToString, answer.FromString)

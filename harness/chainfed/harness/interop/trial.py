@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -46,7 +47,8 @@ def require(holds: bool, expected: str, seen: object) -> None:
 class Trial:
     """A context manager; everything that it starts ends with it. Files stay in its folder.
 
-    journals: for each assignment the journal at the moment when the device began to hand it in.
+    journals, results: for each update the journal and the tensors' file at the moment when the device began to hand it
+    in, as far as its state folder has them.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Trial:
         self.device: DeviceProcess | None = None
         self.state = folder / "device"
         self.journals: dict[str, Progress] = {}
+        self.results: dict[str, bytes] = {}
 
     def __enter__(self) -> Trial:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -168,6 +171,8 @@ class Trial:
         if call.method in ("QueryUpload", "SubmitUpdate") and call.request.assignment_id not in self.journals:
             path = journal_path(self.state, call.request.assignment_id)
             self.journals[call.request.assignment_id] = read_journal(path)
+            with suppress(OSError):
+                self.results[call.request.assignment_id] = path.with_name("tensors").read_bytes()
 
     def _last_call(self) -> str:
         calls = self.traffic.calls
