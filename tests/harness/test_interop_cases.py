@@ -31,10 +31,12 @@ DEFECTS = [
     ("BAD_SHARD", "never_gives_up", "4.00 times its bytes"),
     ("BAD_SHARD", "shows_its_insides", "a traceback"),
     ("BAD_SHARD", "ends_silently", "no Abandon"),
+    ("BAD_SHARD", "is_terse", "cannot be read"),
     ("TRUNCATED_CACHE", "trusts_names", "exit code"),
     ("TRUNCATED_CACHE", "trusts_kept_states", "SHA-256"),
     ("TRUNCATED_CACHE", "fetches_everything_again", "were"),
     ("UNKNOWN_BUNDLE_VERSION", "reads_the_future", "exit code 0"),
+    ("UNKNOWN_BUNDLE_VERSION", "is_terse", "cannot be read"),
 ]
 
 
@@ -63,7 +65,9 @@ def test_the_python_device_passes(name: str, ground: Ground, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "defect", "seen"),
     [
-        pytest.param(*values, marks=() if values[1] == "starts_uploads_anew" else pytest.mark.slow, id=values[1])
+        pytest.param(
+            *values, marks=() if values[1] == "starts_uploads_anew" else pytest.mark.slow, id="-".join(values[:2])
+        )
         for values in DEFECTS
     ],
 )

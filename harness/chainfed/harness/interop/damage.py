@@ -18,6 +18,7 @@ from chainfed.v1 import blob_pb2
 from chainfed.v1 import device_service_pb2 as pb
 
 _FUTURE_VERSION = 99
+_NUMBER = re.compile(r"(?<![\w.:])\d+(?!\w|[.:]\d)")  # that stands alone, not in an address or a hash
 
 
 class _DamageBlob(Meddler):
@@ -87,7 +88,7 @@ class UnknownBundleVersion(Case):
             trial.start_device()
             code = trial.exit_code(f"the device to end because of format version {_FUTURE_VERSION}")
             _require_bad_bundle(trial, code)
-            numbers = set(re.findall(r"\d+", trial.last_words))
+            numbers = set(_NUMBER.findall(trial.last_words))
             require(
                 {str(_FUTURE_VERSION), str(FORMAT_VERSION)} <= numbers,
                 f"a sentence that names version {_FUTURE_VERSION} and the newest readable one, {FORMAT_VERSION}",

@@ -40,6 +40,7 @@ CREATED, TRAINING = "created", "training"
 
 LEAST_BATCHES = 12
 _SEED = 20
+_WAITS_IN_A_RUN = 10  # the whole run is waited for at once
 _EVERY_FIFTH = 5
 _TRAIN_ROWS, _TEST_ROWS = 190, 21  # neither is a whole number of batches
 _SEQ_LEN, _BATCH_SIZE, _ADAPTER_DIM, _WINDOW = 32, 8, 256, 3
@@ -203,7 +204,7 @@ def _run_undisturbed(
         seed=_SEED,
         foat_threshold=threshold,
     )
-    with Trial(PYTHON_DEVICE, data, place, keeper, limit_seconds) as trial:
+    with Trial(PYTHON_DEVICE, data, place, keeper, _WAITS_IN_A_RUN * limit_seconds) as trial:
         run_id = trial.operator.create(bundle, config, name="interop").run_id
         _copy_state(keeper.source, folder / CREATED)
         trial.operator.start(run_id)

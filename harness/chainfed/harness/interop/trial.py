@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -66,10 +66,13 @@ class Trial:
 
     def __enter__(self) -> Trial:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._coordinator = CoordinatorProcess(self._folder / "coordinator", self._folder / "coordinator.log")
-        self._proxy = Proxy(self._coordinator.address, self._meddler, self._keep_journal)
-        self._proxy.__enter__()
-        self.operator = OperatorClient(self._coordinator.address)
+        with ExitStack() as stack:
+            self._coordinator = CoordinatorProcess(self._folder / "coordinator", self._folder / "coordinator.log")
+            stack.callback(self._coordinator.stop)
+            address = self._coordinator.address
+            self._proxy = stack.enter_context(Proxy(address, self._meddler, self._keep_journal))
+            self.operator = stack.enter_context(OperatorClient(address))
+            self._ending = stack.pop_all()
         return self
 
     def __exit__(
@@ -77,9 +80,7 @@ class Trial:
     ) -> None:
         if self.device is not None:
             self.device.kill()
-        self.operator.close()
-        self._proxy.__exit__(kind, error, trace)
-        self._coordinator.stop()
+        self._ending.close()
 
     @property
     def traffic(self) -> Traffic:
