@@ -13,7 +13,7 @@ from chainfed.harness.interop.runner import CASES, CaseResult, choose, run_cases
 
 BROKEN_DEVICE = Path(__file__).with_name("broken_device.py")
 LIMIT_SECONDS = 60.0
-QUICK = ("DROP_MID_UPLOAD", "BAD_SHARD")
+QUICK = ("DROP_MID_UPLOAD", "BAD_SHARD", "starts_uploads_anew")
 
 DEFECTS = [
     ("DROP_MID_DOWNLOAD", "starts_downloads_anew", "FetchBlob with offset 0"),
@@ -52,6 +52,7 @@ def run_case(name: str, ground: Ground, command: list[str], folder: Path) -> Cas
 
 
 def marked(name: str) -> pytest.MarkDecorator | tuple[()]:
+    """Some run with the quick tests, so that a change shows at once; each takes some seconds."""
     return () if name in QUICK else pytest.mark.slow
 
 

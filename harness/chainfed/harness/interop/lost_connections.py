@@ -329,9 +329,9 @@ class CoordinatorRestart(Case):
                 meddler.done.set()
             assignment = trial.assignment(ground.last.assignment.round)
             trial.until(lambda: _is_at_work(trial, assignment), "the device to work on the last round")
-            trial.restart_coordinator()
             if assignment.assignment_id in trial.journals:
-                raise NotSetUp("the device had computed the last round before the coordinator was killed")
+                raise NotSetUp("the device had computed the last round before the coordinator could be killed")
+            trial.restart_coordinator()
             code = trial.exit_code("the device to end after the run")
             require(code == 0, "exit code 0 after the run", f"exit code {code}: {trial.last_words}")
             run = trial.operator.get(ground.run_id)
