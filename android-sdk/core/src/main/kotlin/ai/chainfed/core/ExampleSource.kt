@@ -1,0 +1,110 @@
+package ai.chainfed.core
+
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.count
+
+/** Something that a device learns from. Nothing of it is ever logged, or leaves the device. */
+public sealed class TrainingItem
+
+/**
+ * A text and its label, for a classifier.
+ *
+ * @property label the label's name as the bundle has it, or its number in decimal.
+ */
+public class Example private constructor(
+    public val text: String,
+    internal val labelName: String?,
+    internal val labelNumber: Int,
+) : TrainingItem() {
+    /** [label]: one of the bundle's labels by name. */
+    public constructor(text: String, label: String) : this(text, label, -1)
+
+    /** [label]: one of the bundle's labels by number, from 0. */
+    public constructor(text: String, label: Int) : this(text, null, label)
+}
+
+/** Who speaks in a conversation. */
+public enum class Role { SYSTEM, USER, ASSISTANT }
+
+/** One turn of a conversation. */
+public class Message(
+    public val role: Role,
+    public val content: String,
+)
+
+/** What a language model learns from: a text, a conversation of which the answers are learnt, or token ids. */
+public class Passage private constructor(
+    internal val text: String?,
+    internal val messages: List<Message>,
+    internal val ids: IntArray?,
+) : TrainingItem() {
+    public companion object {
+        /** Every token of [text] is learnt. */
+        @JvmStatic
+        public fun text(text: String): Passage = Passage(text, emptyList(), null)
+
+        /** The assistant's turns are learnt. IllegalArgumentException when there is none. */
+        @JvmStatic
+        public fun conversation(messages: List<Message>): Passage {
+            require(messages.any { it.role == Role.ASSISTANT }) { "A conversation without an answer teaches nothing." }
+            return Passage(null, messages.toList(), null)
+        }
+
+        /** A conversation of one question and its answer. */
+        @JvmStatic
+        public fun answer(
+            question: String,
+            answer: String,
+        ): Passage = conversation(listOf(Message(Role.USER, question), Message(Role.ASSISTANT, answer)))
+
+        /** Token ids as they are, all of them learnt. IllegalArgumentException when there is none or one is negative. */
+        @JvmStatic
+        public fun ids(ids: IntArray): Passage {
+            require(ids.isNotEmpty() && ids.all { it >= 0 }) { "Token ids are whole numbers from 0, at least one of them." }
+            return Passage(null, emptyList(), ids.copyOf())
+        }
+    }
+}
+
+/**
+ * Where a device's examples come from: cold flows that give the same items, in the same order, every time they are
+ * collected while an assignment is under way. They are collected on a background thread, once to be counted and once for
+ * each bundle; when items have changed in between, the work begins anew.
+ *
+ * @property training what the device trains on.
+ * @property heldOut what evaluations are counted on; null where the device evaluates nothing.
+ */
+public class ExampleSource private constructor(
+    internal val training: Flow<TrainingItem>,
+    internal val heldOut: Flow<TrainingItem>?,
+) {
+    internal suspend fun numTraining(): Long = training.count().toLong()
+
+    internal suspend fun numHeldOut(): Long = heldOut?.count()?.toLong() ?: 0
+
+    public companion object {
+        /** Labelled texts for a classifier. */
+        @JvmStatic
+        @JvmOverloads
+        public fun text(
+            training: Flow<Example>,
+            heldOut: Flow<Example>? = null,
+        ): ExampleSource = ExampleSource(training, heldOut)
+
+        /** Texts, conversations or token ids for a language model. */
+        @JvmStatic
+        @JvmOverloads
+        public fun passages(
+            training: Flow<Passage>,
+            heldOut: Flow<Passage>? = null,
+        ): ExampleSource = ExampleSource(training, heldOut)
+
+        /** Items of either kind; a language model takes a labelled text as a text. */
+        @JvmStatic
+        @JvmOverloads
+        public fun items(
+            training: Flow<TrainingItem>,
+            heldOut: Flow<TrainingItem>? = null,
+        ): ExampleSource = ExampleSource(training, heldOut)
+    }
+}
