@@ -127,6 +127,7 @@ def _show(device: str, results: Sequence[CaseResult], as_json: bool) -> None:
         print_json({"device": device, "passed": passed, "failed": len(results) - passed, "cases": cases})
         return
     rows = table(device, "case", "result", "seconds", "what was checked")
+    rows.columns[-1].justify = "left"
     for result in results:
         rows.add_row(result.name, "passed" if result.passed else "failed", f"{result.seconds:.1f}", _what(result))
     out.print(rows)

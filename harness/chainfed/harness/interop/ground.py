@@ -199,7 +199,7 @@ def _run_undisturbed(
         rounds=2,
         devices_per_round=1,
         min_devices=1,
-        warmup_rounds=1,
+        warmup_rounds=0 if bundle.manifest.is_language_model else 1,
         local_epochs=1,
         seed=_SEED,
         foat_threshold=threshold,
