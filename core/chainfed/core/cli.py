@@ -29,6 +29,11 @@ _COMMANDS = {
         "toolchain,harness",
         "Run a coordinator and a fleet of emulated devices.",
     ),
+    "interop": (
+        "chainfed.harness.cli.interop",
+        "toolchain,harness",
+        "Disturb any device and hold it to the Python one.",
+    ),
     "demo": ("chainfed.harness.cli.demo", "toolchain,harness", "Show the whole chain on one machine."),
 }
 
@@ -36,7 +41,8 @@ _EXIT_CODES = """Exit codes: 0 done; 1 a defect of ChainFed; 2 wrong usage; 3 ba
 unusable bundle;
 6 verification failed; 7 coordinator unreachable; 8 address or folder in use; 9 memory budget too small; 10 run
 failed; 11 packages missing;
-12 not found; 13 not possible in this state; 14 update refused; 15 training left the finite numbers; 130 interrupted."""
+12 not found; 13 not possible in this state; 14 update refused; 15 training left the finite numbers; 16 device fails
+interop cases; 130 interrupted."""
 
 
 class LazyGroup(click.Group):

@@ -129,6 +129,14 @@ class NotFiniteError(ChainFedError):
     exit_code = 15
 
 
+class InteropError(ChainFedError):
+    """A device that fails cases of `chainfed interop`."""
+
+    code = "INTEROP"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 16
+
+
 def error_classes() -> tuple[type[ChainFedError], ...]:
     """All classes of the tree below `ChainFedError`, in order of exit code."""
     found: list[type[ChainFedError]] = []
