@@ -7,6 +7,7 @@ import ai.chainfed.core.DeviceReport
 import ai.chainfed.core.DeviceSettings
 import ai.chainfed.core.ExampleSource
 import ai.chainfed.core.WorkPolicy
+import ai.chainfed.core.coordinatorChannel
 import ai.chainfed.json.JsonNumber
 import ai.chainfed.json.JsonObject
 import ai.chainfed.json.JsonString
@@ -42,8 +43,6 @@ Options:
 Example: chainfed-jvm-device --coordinator 127.0.0.1:7700 --state device-1 --data train.jsonl --test-data test.jsonl"""
 
 private const val EXIT_USAGE = 2
-private const val FLOW_CONTROL_BYTES = 262_144
-private const val MAX_MESSAGE_BYTES = 17 * 1024 * 1024
 private const val BYTES_PER_MEGABYTE = 1_000_000
 private const val MILLIS_PER_SECOND = 1_000
 
@@ -115,13 +114,7 @@ private class JvmDevice(
                 patienceMillis = (number("--patience", 30.0) * MILLIS_PER_SECOND).toLong(),
                 once = "--once" in flags,
             )
-        val channel =
-            OkHttpChannelBuilder
-                .forAddress(host, port)
-                .usePlaintext()
-                .flowControlWindow(FLOW_CONTROL_BYTES)
-                .maxInboundMessageSize(MAX_MESSAGE_BYTES)
-                .build()
+        val channel = coordinatorChannel(OkHttpChannelBuilder.forAddress(host, port).usePlaintext())
         try {
             val device = Device(settings, channel, ExampleSource.items(training, heldOut), WorkPolicy { null }, Narrator())
             return runBlocking { device.run() }
