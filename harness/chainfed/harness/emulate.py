@@ -21,7 +21,7 @@ from chainfed.core.manifest import Bundle, Manifest
 from chainfed.core.passages import FORMS, read_passages
 from chainfed.core.tensors import sha256_file
 from chainfed.harness.device import DeviceSettings
-from chainfed.harness.fleet import CoordinatorProcess, DeviceFleet
+from chainfed.harness.fleet import LOOPBACK, OWN_DEVICE, CoordinatorProcess, DeviceFleet
 from chainfed.harness.partition import PartitionSpec, partition
 from chainfed.harness.plots import RunHistory, WindowStep, plot_run
 from chainfed.v1 import run_service_pb2 as pb
@@ -34,7 +34,7 @@ _PATIENCE_SECONDS = 90.0
 @dataclass(frozen=True)
 class EmulationSettings:
     """What to emulate. `memory_budgets` (bytes, 0: no limit) are dealt to the devices in turn; `config` holds the
-    run's other settings."""
+    run's other settings. `commands` start the devices, in turn; `listen` is where devices from elsewhere may join."""
 
     bundle: Path
     train_file: Path
@@ -46,6 +46,8 @@ class EmulationSettings:
     memory_budgets: Sequence[int]
     seed: int
     config: pb.RunConfig
+    commands: Sequence[str] = (OWN_DEVICE,)
+    listen: str = LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,12 @@ def emulate(settings: EmulationSettings, on_event: Callable[[Event], None] | Non
     bundle.verify_files()
     choose_window_size(bundle.manifest, settings.memory_budgets, settings.config.window_size)
     devices = deal_devices(settings, bundle.manifest)
-    coordinator = CoordinatorProcess(settings.folder / "coordinator", settings.folder / "coordinator.log")
+    coordinator = CoordinatorProcess(
+        settings.folder / "coordinator", settings.folder / "coordinator.log", settings.listen
+    )
     try:
         devices = [replace(device, coordinator=coordinator.address) for device in devices]
-        fleet = DeviceFleet(devices, settings.folder / "slots", settings.workers)
+        fleet = DeviceFleet(devices, settings.folder / "slots", settings.workers, settings.commands)
         try:
             with OperatorClient(coordinator.address) as client:
                 run_id = client.create(bundle, settings.config, name=settings.folder.name).run_id

@@ -18,10 +18,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from chainfed.core.errors import EXIT_INTERNAL, ChainFedError, RunFailedError
+from chainfed.harness.command_device import CommandDevice
 from chainfed.harness.compute_slots import ComputeSlots
 from chainfed.harness.device import DeviceSettings, run_device
 
+LOOPBACK = "127.0.0.1:0"
+"""A free port that this machine alone reaches."""
+
 _START_SECONDS = 60.0
+OWN_DEVICE = "chainfed"
+"""Stands for ChainFed's own device among the commands of a fleet."""
+
 _STOP_SECONDS = 10.0
 _MAX_RESTARTS = 20
 
@@ -30,12 +37,12 @@ class CoordinatorProcess:
     """`chainfed coordinator` as a child process on a loopback port of its own choice; started again on that port when
     it is killed."""
 
-    def __init__(self, state_folder: Path, log_file: Path) -> None:
+    def __init__(self, state_folder: Path, log_file: Path, listen: str = LOOPBACK) -> None:
         """Raises RunFailedError when it does not come up within a minute."""
         self._state_folder = state_folder
         self._log_file = log_file
         self.restarts = 0
-        self._process, self.address = self._start("127.0.0.1:0")
+        self._process, self.address = self._start(listen)
 
     @property
     def pid(self) -> int:
@@ -72,6 +79,7 @@ class CoordinatorProcess:
             str(self._state_folder),
             "--listen",
             listen,
+            "--insecure-listen",
             "--json",
         ]
         with self._log_file.open("ab") as log:
@@ -89,20 +97,31 @@ class CoordinatorProcess:
 @dataclass
 class _Member:
     settings: DeviceSettings
-    process: BaseProcess
+    command: str
+    process: BaseProcess | CommandDevice
     restarts: int = 0
 
 
 class DeviceFleet:
-    """Device processes, forked from one server process that has loaded the runtime once."""
+    """Device processes: ChainFed's own, forked from one server process that has loaded the runtime once, and others."""
 
-    def __init__(self, devices: Sequence[DeviceSettings], slots_folder: Path, workers: int) -> None:
-        """`workers`: how many devices may compute at the same time."""
+    def __init__(
+        self,
+        devices: Sequence[DeviceSettings],
+        slots_folder: Path,
+        workers: int,
+        commands: Sequence[str] = (OWN_DEVICE,),
+    ) -> None:
+        """workers: how many of ChainFed's own devices may compute at the same time. commands: of devices, in turn."""
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._slots_folder = slots_folder
         self._workers = workers
-        self._members = [_Member(settings, self._start(settings)) for settings in devices]
+        chosen = [commands[index % len(commands)] for index in range(len(devices))]
+        self._members = [
+            _Member(settings, command, self._start(settings, command))
+            for settings, command in zip(devices, chosen, strict=True)
+        ]
 
     @property
     def restarts(self) -> int:
@@ -130,7 +149,7 @@ class DeviceFleet:
                     f"Device {member.settings.device_key} left with exit code {code}: {_last_line(log)} (log: {log})."
                 )
             member.restarts += 1
-            member.process = self._start(member.settings)
+            member.process = self._start(member.settings, member.command)
 
     def stop(self, grace_seconds: float = 5.0) -> None:
         """Waits a moment for devices that leave by themselves, then ends the others."""
@@ -142,7 +161,9 @@ class DeviceFleet:
                 member.process.kill()
             member.process.join()
 
-    def _start(self, settings: DeviceSettings) -> BaseProcess:
+    def _start(self, settings: DeviceSettings, command: str) -> BaseProcess | CommandDevice:
+        if command != OWN_DEVICE:
+            return CommandDevice(command, settings, device_log(settings))
         process = self._context.Process(
             target=_device_main, args=(settings, self._slots_folder, self._workers), daemon=True
         )

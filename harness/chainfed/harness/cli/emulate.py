@@ -11,6 +11,7 @@ import click
 from chainfed.core.console import json_option, megabytes, out, print_json, table
 from chainfed.core.errors import BadInputError
 from chainfed.harness.emulate import EmulationResult, EmulationSettings, emulate, parse_memory_budgets
+from chainfed.harness.fleet import LOOPBACK, OWN_DEVICE
 from chainfed.harness.narration import Narrator
 from chainfed.harness.partition import PartitionSpec
 from chainfed.v1 import run_service_pb2 as pb
@@ -68,6 +69,24 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--workers", type=click.IntRange(1), default=None, help="Devices that compute at once.  [default: processor cores]"
 )
+@click.option(
+    "--device",
+    "commands",
+    multiple=True,
+    metavar="COMMAND",
+    help="How devices are started: `chainfed`, or a command that takes the options of `chainfed device`. Given again, "
+    "the devices take the commands in turn.  [default: chainfed]",
+)
+@click.option(
+    "--guests", type=click.IntRange(0), default=0, help="Devices from elsewhere, a phone perhaps, to wait for."
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default=LOOPBACK,
+    help="Where guests find the coordinator; without encryption, for a network of your own.  [default: a free port of "
+    "this machine alone]",
+)
 @click.option("--out", "folder", type=_FILE, default=None, help="Run folder, not there yet.  [default: runs/TIME]")
 @json_option
 def command(
@@ -90,6 +109,9 @@ def command(
     evaluate_examples: int,
     seed: int,
     workers: int | None,
+    commands: tuple[str, ...],
+    guests: int,
+    listen: str,
     folder: Path | None,
     as_json: bool,
 ) -> None:
@@ -102,8 +124,8 @@ def command(
     config = pb.RunConfig(
         window_size=parse_window(window),
         rounds=rounds,
-        devices_per_round=min(devices, per_round or max(1, devices // 2)),
-        min_devices=devices,
+        devices_per_round=min(devices + guests, per_round or max(1, (devices + guests) // 2)),
+        min_devices=devices + guests,
         seed=seed,
         foat_threshold=foat_threshold,
         global_loss_weight=global_loss_weight,
@@ -125,6 +147,8 @@ def command(
         memory_budgets=parse_memory_budgets(memory_mb),
         seed=seed,
         config=config,
+        commands=commands or (OWN_DEVICE,),
+        listen=listen,
     )
     with Narrator(rounds) as narrator:
         result = emulate(settings, narrator.tell)
