@@ -1,4 +1,4 @@
-"""Whole runs by the Python device and by the Kotlin device: the same bytes, and the same of everything that is reported."""
+"""Whole runs by the Python device and by the Kotlin device: the same bytes, and the same of all that is reported."""
 
 from __future__ import annotations
 
