@@ -126,6 +126,7 @@ public class Device(
         suspend fun run(): DeviceReport {
             val numTraining = examples.numTraining()
             val numHeldOut = examples.numHeldOut()
+            runtime.prepare()
             enrol()
             while (true) {
                 policy.objection()?.let { return report("The work policy does not hold: $it.") }
