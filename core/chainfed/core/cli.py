@@ -36,7 +36,8 @@ _EXIT_CODES = """Exit codes: 0 done; 1 a defect of ChainFed; 2 wrong usage; 3 ba
 unusable bundle;
 6 verification failed; 7 coordinator unreachable; 8 address or folder in use; 9 memory budget too small; 10 run
 failed; 11 packages missing;
-12 not found; 13 not possible in this state; 14 update refused; 15 training left the finite numbers; 130 interrupted."""
+12 not found; 13 not possible in this state; 14 update refused; 15 training left the finite numbers;
+17 device not admitted; 130 interrupted."""
 
 
 class LazyGroup(click.Group):
