@@ -63,6 +63,7 @@ bench-programs: setup ## Time and memory of programs of large models' sizes agai
 vectors: setup ## Write tests/vectors/bundles anew: tiny bundles with expected outputs
 	@$(BIN)/python tests/vectors/make_vectors.py
 	@$(BIN)/python tests/vectors/make_device_vectors.py
+	@$(BIN)/python tests/vectors/make_signature_vectors.py
 
 requirements: $(BOOTSTRAPPED) ## Resolve requirements/*.txt anew; UPGRADE=--upgrade raises the versions
 	@$(COMPILE) $(UPGRADE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
