@@ -26,3 +26,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def near_address(address: str) -> str:
+    """An address that a server listens at as its own machine calls it: loopback where it listens everywhere."""
+    host, port = split_address(address)
+    try:
+        everywhere = ipaddress.ip_address(host)
+    except ValueError:
+        return address
+    if not everywhere.is_unspecified:
+        return address
+    return f"127.0.0.1:{port}" if everywhere.version == 4 else f"[::1]:{port}"
