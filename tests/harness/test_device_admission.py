@@ -150,11 +150,11 @@ def test_another_authority_is_named_at_once_and_in_the_end(guarded: str) -> None
     transport = Transport(True, Authority("another").pem)
     with (
         Coordinator(guarded, 0.5, heard.append, transport) as client,
-        pytest.raises(UnreachableError, match=r"no certificate for that name .* trusted here"),
+        pytest.raises(UnreachableError, match=r"no valid certificate for that name .* trusted here"),
     ):
         client.enrol("the device", "test", TOKEN)
     assert len(heard) == 1
-    assert "no certificate for that name" in heard[0]
+    assert "no valid certificate for that name" in heard[0]
 
 
 def test_the_command_says_whom_it_does_not_trust(
@@ -163,8 +163,8 @@ def test_the_command_says_whom_it_does_not_trust(
     wrong = Authority("another").write(tmp_path / "wrong.pem")
     device = ["device", "--state", str(tmp_path / "device"), "--patience", "0.3", *rows(tiny_data, tmp_path)]
     for options, code, words in (
-        (["--coordinator", guarded, "--ca", str(wrong)], 7, "no certificate for that name"),
-        (["--coordinator", guarded, "--tls"], 7, "no certificate for that name"),
+        (["--coordinator", guarded, "--ca", str(wrong)], 7, "no valid certificate for that name"),
+        (["--coordinator", guarded, "--tls"], 7, "no valid certificate for that name"),
         (["--coordinator", guarded], 7, "closed the connection"),
         (["--coordinator", guarded, "--tls", "--insecure"], 3, "give only one of them"),
         (["--coordinator", guarded, "--ca", str(tmp_path / "none")], 3, "cannot be read"),
