@@ -70,7 +70,7 @@ def test_a_client_that_trusts_the_authority_is_served(address: str, authority: A
 @pytest.mark.parametrize("roots", ["another authority", "those of gRPC"])
 def test_another_authority_is_not_trusted(address: str, roots: str) -> None:
     pem = Authority("another").pem if roots == "another authority" else None
-    with pytest.raises(UnreachableError, match=r"no certificate for that name from an authority .* trusted here"):
+    with pytest.raises(UnreachableError, match=r"no valid certificate for that name from an authority .* trusted here"):
         list_runs(address, Transport(encrypted=True, root_certificates=pem))
 
 
@@ -78,7 +78,7 @@ def test_another_name_is_not_trusted(authority: Authority, tmp_path: Path) -> No
     pair = authority.issue(tmp_path, "coordinator.example")
     with (
         in_background(tmp_path / "state", certificate=ServerCertificate(*pair)) as address,
-        pytest.raises(UnreachableError, match=r"no certificate for that name"),
+        pytest.raises(UnreachableError, match=r"no valid certificate for that name"),
     ):
         list_runs(address, trusting(authority))
 
@@ -146,7 +146,7 @@ def test_the_commands_of_an_operator_speak_tls(
     assert said(capsys, *command, "--ca", str(right)) == (0, "")
     for options, code, words in (
         (["--ca", str(wrong)], 7, "Error: What answers at 127.0.0.1:"),
-        (["--tls"], 7, "no certificate for that name"),
+        (["--tls"], 7, "no valid certificate for that name"),
         ([], 7, "closed the connection"),
         (["--ca", str(right), "--insecure"], 3, "give only one of them"),
         (["--ca", str(tmp_path / "none.pem")], 3, "cannot be read"),

@@ -72,9 +72,9 @@ def error_of(failure: Exception, address: str) -> ChainFedError:
     if status == "UNAVAILABLE":
         if any(word in details for word in _CERTIFICATE_WORDS):
             return UnreachableError(
-                f"What answers at {address} has no certificate for that name from an authority that is trusted here; "
-                "give --ca with the authority's certificate and --coordinator with a name that stands in the "
-                "coordinator's, and otherwise send it nothing."
+                f"What answers at {address} has no valid certificate for that name from an authority that is trusted "
+                "here; give --ca with the authority's certificate and --coordinator with a name that stands in the "
+                "coordinator's."
             )
         if "handshake failed" in details:
             return UnreachableError(
