@@ -6,8 +6,8 @@ import java.io.IOException
 import kotlin.concurrent.thread
 
 /**
- * The peak of this process's memory while it is open, over what it was at first; read every few milliseconds, so that a peak
- * between two readings is missed. 0 where the system does not tell (it is Linux, and Android, that do).
+ * The peak of this process's memory while it is open, over what it was at first; read every few milliseconds, so that a
+ * peak between two readings is missed. 0 where the system does not tell (it is Linux, and Android, that do).
  */
 internal class MemoryMeter : Closeable {
     private val idle = read()
