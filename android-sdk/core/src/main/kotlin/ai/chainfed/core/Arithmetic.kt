@@ -2,8 +2,8 @@ package ai.chainfed.core
 
 import java.nio.FloatBuffer
 
-// The arithmetic that a device does outside its programs, in the order of docs/device.md section 7: float64, one rounding an
-// operation, sums from the first term to the last.
+// The arithmetic that a device does outside its programs, in the order of docs/device.md section 7: float64, one
+// rounding an operation, sums from the first term to the last.
 
 /** 0 + first + second + ..., each sum rounded. */
 internal fun sumInOrder(terms: Iterable<Double>): Double {

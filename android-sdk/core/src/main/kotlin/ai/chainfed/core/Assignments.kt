@@ -90,7 +90,14 @@ internal suspend fun compute(
             Session(journal, assignment, settings).use { session ->
                 val work =
                     Work(
-                        bundle, state, rows, journal, assignment.seed, kept, settings.mappings, settings.prefetch,
+                        bundle,
+                        state,
+                        rows,
+                        journal,
+                        assignment.seed,
+                        kept,
+                        settings.mappings,
+                        settings.prefetch,
                         session::checkpoint,
                     )
                 run(work, assignment).also {
@@ -118,16 +125,23 @@ private suspend fun run(
             profile(work, assignment.profile)
         }
 
-        Assignment.TaskCase.WARMUP -> warmUp(work, assignment.warmup)
+        Assignment.TaskCase.WARMUP -> {
+            warmUp(work, assignment.warmup)
+        }
 
-        Assignment.TaskCase.TRAIN -> train(work, assignment.train)
+        Assignment.TaskCase.TRAIN -> {
+            train(work, assignment.train)
+        }
 
-        Assignment.TaskCase.EVALUATE -> evaluate(work)
+        Assignment.TaskCase.EVALUATE -> {
+            evaluate(work)
+        }
 
-        else ->
+        else -> {
             throw ChainFedException.BadInput(
                 "The coordinator sent a task that this ChainFed does not know; install a newer one.",
             )
+        }
     }
 
 /** One process's work on an assignment: what it has used, and whether it may go on. */
@@ -136,7 +150,7 @@ private class Session(
     private val assignment: Assignment,
     private val settings: WorkSettings,
 ) : java.io.Closeable {
-    private val number = journal.find("usage").map { (it as JsonList).values[0].whole() }.toSet().size.toLong()
+    private val number = journal.find("usage").map { (it as JsonList).values[0].whole() }.distinct().size.toLong()
     private val cpuBefore = settings.cpuSeconds()
     private val meter = MemoryMeter()
 

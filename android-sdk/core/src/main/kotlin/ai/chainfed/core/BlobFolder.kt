@@ -7,7 +7,8 @@ import java.nio.ByteBuffer
 import java.nio.channels.FileChannel
 
 /**
- * Fetched blobs under their SHA-256. What carries its final name is whole and was verified (`docs/device.md` section 3).
+ * Fetched blobs under their SHA-256. What carries its final name is whole and was verified (`docs/device.md` section
+ * 3).
  */
 internal class BlobFolder(
     val folder: File,
@@ -48,8 +49,8 @@ internal class BlobFolder(
             part.delete()
         }
         throw ChainFedException.BadBundle(
-            "The coordinator sends bytes for $what that do not have its SHA-256; its copy is damaged: export the bundle " +
-                "again and create a new run.",
+            "The coordinator sends bytes for $what that do not have its SHA-256; its copy is damaged: " +
+                "export the bundle again and create a new run.",
         )
     }
 

@@ -5,8 +5,9 @@ import java.io.File
 import java.io.RandomAccessFile
 
 /**
- * Two generations of what training carries from step to step (weights and optimiser state), in two mapped files: step t reads
- * generation t and writes t + 1 into the other file. So a process killed during step t finds generation t as it was.
+ * Two generations of what training carries from step to step (weights and optimiser state), in two mapped files: step t
+ * reads generation t and writes t + 1 into the other file. So a process killed during step t finds generation t as it
+ * was.
  */
 internal class CarriedState(
     folder: File,

@@ -16,8 +16,8 @@ internal class KeptDepth(
 internal typealias OnBatch = (depth: Int, batch: Int, h: TensorView, mask: TensorView) -> Unit
 
 /**
- * The frozen chain: all batches through one layer, then all through the next (`docs/device.md` section 6). Resumes where the
- * journal ends. Nothing is computed before [advanceTo].
+ * The frozen chain: all batches through one layer, then all through the next (`docs/device.md` section 6). Resumes
+ * where the journal ends. Nothing is computed before [advanceTo].
  */
 internal class Chain(
     private val work: Work,
@@ -62,8 +62,8 @@ internal class Chain(
     }
 
     /**
-     * The output of a depth: the one that the chain stands at, or the kept one. IllegalArgumentException for another, which a
-     * later layer has overwritten.
+     * The output of a depth: the one that the chain stands at, or the kept one. IllegalArgumentException for another,
+     * which a later layer has overwritten.
      */
     fun view(depth: Int): HiddenView {
         if (kept != null && depth == kept.depth) {

@@ -5,11 +5,11 @@ import io.grpc.okhttp.OkHttpChannelBuilder
 import java.util.concurrent.TimeUnit
 
 /**
- * A channel to a coordinator with the sizes that both ends agree on (`docs/device.md` section 1); it connects when it is first
- * used, and the caller shuts it down.
+ * A channel to a coordinator with the sizes that both ends agree on (`docs/device.md` section 1); it connects when it
+ * is first used, and the caller shuts it down.
  *
- * gRPC's own flow-control window would hold megabytes for each stream, this one a piece of a blob. gRPC's own retries are
- * off: the device knows what has arrived, gRPC would send it all again.
+ * gRPC's own flow-control window would hold megabytes for each stream, this one a piece of a blob. gRPC's own retries
+ * are off: the device knows what has arrived, gRPC would send it all again.
  *
  * @param builder with the address and how the connection is secured.
  */

@@ -91,7 +91,8 @@ internal fun linearCka(
 /**
  * The squared Frobenius norm of Lc' Rc in units of both scales; not a number where a value is not finite.
  *
- * Both give the same tokens in the same pieces. What is held grows with the width alone: (width, 256) products at a time.
+ * Both give the same tokens in the same pieces. What is held grows with the width alone: (width, 256) products at a
+ * time.
  */
 internal fun squaredCrossNorm(
     left: Centred,

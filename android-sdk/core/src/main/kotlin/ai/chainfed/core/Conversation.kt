@@ -1,3 +1,5 @@
+@file:Suppress("ktlint:standard:filename")
+
 package ai.chainfed.core
 
 /** A part of a text, and whether its tokens are to be predicted. */
@@ -36,8 +38,8 @@ private fun between(
 ): List<Piece> {
     val text =
         chat.between["$before>$after"] ?: throw ChainFedException.BadInput(
-            "$where has ${turn(before)} before ${turn(after)}; let turns of user and assistant take turns, after at most " +
-                "one of system, and end with the assistant's.",
+            "$where has ${turn(before)} before ${turn(after)}; let turns of user and assistant take turns, " +
+                "after at most one of system, and end with the assistant's.",
         )
     if (before != "assistant") return listOf(Piece(text, false))
     return listOf(Piece(chat.endOfTurn, true), Piece(text.removePrefix(chat.endOfTurn), false))

@@ -33,8 +33,8 @@ import java.util.concurrent.TimeUnit
 import kotlin.random.Random
 
 /**
- * Calls to one coordinator, tried again while it is silent (`docs/device.md` section 1). Every function suspends and may be
- * cancelled at any time.
+ * Calls to one coordinator, tried again while it is silent (`docs/device.md` section 1). Every function suspends and
+ * may be cancelled at any time.
  */
 internal class Coordinator(
     channel: Channel,
@@ -218,7 +218,8 @@ internal class Coordinator(
                     metrics = measured
                     signature = signed
                 }
-            val parts = updateParts(submitUpdateRequest { this.header = header }, file, state.receivedBytes) { sent += it }
+            val first = submitUpdateRequest { this.header = header }
+            val parts = updateParts(first, file, state.receivedBytes) { sent += it }
             return timed(transferSeconds(size)).submitUpdate(parts).counted
         }
         var conflicts = 0
@@ -278,18 +279,27 @@ internal class Coordinator(
     ): ChainFedException {
         val tried = "(Tried for ${silenceMillis / MILLIS_PER_SECOND} s.)"
         return when (failure.status.code) {
-            Status.Code.UNAVAILABLE ->
-                ChainFedException.Unreachable("No coordinator answers at $address; check the address and the network. $tried", failure)
+            Status.Code.UNAVAILABLE -> {
+                ChainFedException.Unreachable(
+                    "No coordinator answers at $address; check the address and the network. $tried",
+                    failure,
+                )
+            }
 
-            Status.Code.DEADLINE_EXCEEDED ->
-                ChainFedException.Unreachable("The coordinator at $address did not answer in time; try again later. $tried", failure)
+            Status.Code.DEADLINE_EXCEEDED -> {
+                ChainFedException.Unreachable(
+                    "The coordinator at $address did not answer in time; try again later. $tried",
+                    failure,
+                )
+            }
 
-            else ->
+            else -> {
                 ChainFedException.Other(
                     "The coordinator at $address failed with ${failure.status.code}: " +
                         "${failure.status.description ?: "no details"}.",
                     failure,
                 )
+            }
         }
     }
 

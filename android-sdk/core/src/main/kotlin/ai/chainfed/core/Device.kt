@@ -19,7 +19,8 @@ import kotlin.random.Random
  * What one device is.
  *
  * @property address where the coordinator listens, as people are told it.
- * @property stateFolder where it keeps its key, its files and its work; made when absent. One process at a time uses it.
+ * @property stateFolder where it keeps its key, its files and its work; made when absent. One process at a time uses
+ * it.
  * @property modelName what the operator sees.
  * @property memoryBudgetBytes anonymous memory that it may use; 0: no limit.
  * @property deviceKey its identity; null takes the one that the state folder has, or makes one.
@@ -69,9 +70,11 @@ public class DeviceEvent(
 /**
  * What a device did in all.
  *
- * @property assignments how many of each kind were handed in ("profile", "warmup", "train", "evaluate"), and "abandoned".
+ * @property assignments how many of each kind were handed in ("profile", "warmup", "train", "evaluate"), and
+ * "abandoned".
  * @property bytesDown blobs received. @property bytesUp updates and profiles sent.
- * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped files.
+ * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped
+ * files.
  * @property end what ended it; null while it goes on. @property reason the same in words.
  */
 public class DeviceReport(
@@ -123,9 +126,9 @@ public class Device(
         get() = report(null, "")
 
     /**
-     * Checks in and works until one of [DeviceReport.End] is reached. Suspends; computes on the caller's dispatcher, which should be a
-     * background one. Cancelled at any time it ends within one step, and goes on from there when it is run again, also in
-     * another process.
+     * Checks in and works until one of [DeviceReport.End] is reached. Suspends; computes on the caller's dispatcher,
+     * which should be a background one. Cancelled at any time it ends within one step, and goes on from there when it is
+     * run again, also in another process.
      *
      * @throws ChainFedException what would fail the next assignment too: data that cannot be used, a damaged bundle, a
      * coordinator that does not answer, a state folder that another device holds, no room on the storage.
@@ -191,7 +194,10 @@ public class Device(
                 coordinator.checkIn(settings.memoryBudgetBytes, numTraining, numHeldOut)
             }
 
-        /** Does an assignment and hands it in, or gives it back with the reason; throws what would fail the next one too. */
+        /**
+         * Does an assignment and hands it in, or gives it back with the reason; throws what would fail the next one
+         * too.
+         */
         private suspend fun workOn(assignment: Assignment) {
             try {
                 complete(assignment)
@@ -298,7 +304,9 @@ public class Device(
             val id = assignment.assignmentId
             var counted = true
             when (val outcome = finding.outcome) {
-                is Outcome.Evaluation -> coordinator.submitEvaluation(id, outcome)
+                is Outcome.Evaluation -> {
+                    coordinator.submitEvaluation(id, outcome)
+                }
 
                 is Outcome.Profile -> {
                     val tensors = resultFile(journal, outcome.tensorsSha256).readBytes()
@@ -308,7 +316,8 @@ public class Device(
 
                 is Outcome.Update -> {
                     val file = resultFile(journal, outcome.tensorsSha256)
-                    val uploaded = coordinator.upload(id, file, outcome.tensorsSha256, metricsOf(outcome, finding.usage))
+                    val metrics = metricsOf(outcome, finding.usage)
+                    val uploaded = coordinator.upload(id, file, outcome.tensorsSha256, metrics)
                     counted = uploaded.counted
                     bytesUp += uploaded.sent
                 }
@@ -350,16 +359,25 @@ public class Device(
     /** What the coordinator is told of a failure; never anything about an example. */
     private fun answerTo(error: ChainFedException): Pair<AbandonReason, String> =
         when (error) {
-            is ChainFedException.NotFinite -> AbandonReason.ABANDON_REASON_NOT_FINITE to error.message.orEmpty()
+            is ChainFedException.NotFinite -> {
+                AbandonReason.ABANDON_REASON_NOT_FINITE to error.message.orEmpty()
+            }
 
-            is ChainFedException.MemoryBudget -> AbandonReason.ABANDON_REASON_MEMORY to error.message.orEmpty()
+            is ChainFedException.MemoryBudget -> {
+                AbandonReason.ABANDON_REASON_MEMORY to error.message.orEmpty()
+            }
 
-            is ChainFedException.BadBundle -> AbandonReason.ABANDON_REASON_BAD_BUNDLE to error.message.orEmpty()
+            is ChainFedException.BadBundle -> {
+                AbandonReason.ABANDON_REASON_BAD_BUNDLE to error.message.orEmpty()
+            }
 
-            is ChainFedException.BadInput ->
+            is ChainFedException.BadInput -> {
                 AbandonReason.ABANDON_REASON_NO_EXAMPLES to "The device's data do not suit the task."
+            }
 
-            else -> AbandonReason.ABANDON_REASON_INTERNAL to "The coordinator refused: ${error.message}"
+            else -> {
+                AbandonReason.ABANDON_REASON_INTERNAL to "The coordinator refused: ${error.message}"
+            }
         }
 
     private fun ChainFedException.failsTheNextToo(): Boolean =
@@ -409,7 +427,8 @@ private fun IOException.isStorageFull(): Boolean = message.orEmpty().contains("N
 /** Processor time that this process has used, seconds; 0 where the system does not tell. */
 private fun processCpuSeconds(): Double =
     try {
-        // Fields are counted after the process's name, which may hold spaces: utime and stime are the 12th and 13th from there.
+        // Fields are counted after the process's name, which may hold spaces: utime and stime are the 12th and 13th
+        // from there.
         val fields = File("/proc/self/stat").readText().substringAfterLast(") ").split(' ')
         (fields[USER_TIME].toLong() + fields[SYSTEM_TIME].toLong()) / TICKS_PER_SECOND
     } catch (_: IOException) {

@@ -25,7 +25,8 @@ internal class DeviceBundle(
     }
 
     /** The embeddings' weights, as the inputs of `embed`. */
-    fun embeddings(scope: Mappings.Scope): Map<String, TensorView> = shard(Manifest.EMBEDDINGS_FILE, scope).mapKeys { "embeddings.${it.key}" }
+    fun embeddings(scope: Mappings.Scope): Map<String, TensorView> =
+        shard(Manifest.EMBEDDINGS_FILE, scope).mapKeys { "embeddings.${it.key}" }
 
     /** A layer's weights, as the inputs of a block; none where the block's program holds them. */
     fun blockWeights(

@@ -41,7 +41,10 @@ internal class DeviceStorage(
             for (each in listOf(work, cache, files.folder, pieces.folder)) makeFolder(each)
             lockFile = RandomAccessFile(File(folder, "lock"), "rw")
         } catch (error: IOException) {
-            throw ChainFedException.BadInput("The state folder cannot be used (${error.message}); give another one.", error)
+            throw ChainFedException.BadInput(
+                "The state folder cannot be used (${error.message}); give another one.",
+                error,
+            )
         }
         lock = tryLock() ?: run {
             lockFile.close()

@@ -58,10 +58,13 @@ public class Passage private constructor(
             answer: String,
         ): Passage = conversation(listOf(Message(Role.USER, question), Message(Role.ASSISTANT, answer)))
 
-        /** Token ids as they are, all of them learnt. IllegalArgumentException when there is none or one is negative. */
+        /**
+         * Token ids as they are, all of them learnt. IllegalArgumentException when there is none or one is negative.
+         */
         @JvmStatic
         public fun ids(ids: IntArray): Passage {
-            require(ids.isNotEmpty() && ids.all { it >= 0 }) { "Token ids are whole numbers from 0, at least one of them." }
+            val areIds = ids.isNotEmpty() && ids.all { it >= 0 }
+            require(areIds) { "Token ids are whole numbers from 0, at least one of them." }
             return Passage(null, emptyList(), ids.copyOf())
         }
     }
@@ -69,8 +72,8 @@ public class Passage private constructor(
 
 /**
  * Where a device's examples come from: cold flows that give the same items, in the same order, every time they are
- * collected while an assignment is under way. They are collected on a background thread, once to be counted and once for
- * each bundle; when items have changed in between, the work begins anew.
+ * collected while an assignment is under way. They are collected on a background thread, once to be counted and once
+ * for each bundle; when items have changed in between, the work begins anew.
  *
  * @property training what the device trains on.
  * @property heldOut what evaluations are counted on; null where the device evaluates nothing.

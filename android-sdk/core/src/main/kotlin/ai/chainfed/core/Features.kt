@@ -2,7 +2,9 @@ package ai.chainfed.core
 
 import java.io.Closeable
 
-/** Pooled features of some layers in a file of the assignment: for each of them (batches x batch size, hidden) float32. */
+/**
+ * Pooled features of some layers in a file of the assignment: for each of them (batches x batch size, hidden) float32.
+ */
 internal class Features(
     private val work: Work,
     numLayers: Int,

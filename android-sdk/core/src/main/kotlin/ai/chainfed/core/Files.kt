@@ -54,7 +54,10 @@ internal fun FileChannel.readFully(
     }
 }
 
-/** Makes the file exactly [numBytes] long, of zeros where it is new, with all its blocks written: better now than in a step. */
+/**
+ * Makes the file exactly [numBytes] long, of zeros where it is new, with all its blocks written: better now than in a
+ * step.
+ */
 internal fun FileChannel.reserve(numBytes: Long) {
     if (size() == numBytes) return
     truncate(0)

@@ -94,8 +94,8 @@ internal class HiddenView(
 }
 
 /**
- * The order in which a pass goes through the batches so that it never overwrites what it has still to read: one that writes
- * to base 0 reads from base 1 and ascends, one that writes to base 1 descends.
+ * The order in which a pass goes through the batches so that it never overwrites what it has still to read: one that
+ * writes to base 0 reads from base 1 and ascends, one that writes to base 1 descends.
  */
 internal fun batchOrder(
     numBatches: Int,

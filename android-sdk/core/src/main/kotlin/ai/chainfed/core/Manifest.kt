@@ -27,8 +27,7 @@ internal data class Manifest(
     fun blockProgram(layer: Int): String = if (blocksHoldWeights) frozenBlockProgram(layer) else "block"
 
     /** Peak of a device's own memory in a training round: prefix and window follow each other. */
-    fun roundBytes(windowSize: Int): Long =
-        maxOf(prefix.anonymousBytes, windows[windowSize]?.anonymousBytes ?: 0)
+    fun roundBytes(windowSize: Int): Long = maxOf(prefix.anonymousBytes, windows[windowSize]?.anonymousBytes ?: 0)
 
     /** Shape of every tensor of the model state. */
     fun stateShapes(): Map<String, List<Int>> {

@@ -33,9 +33,10 @@ internal fun readManifest(
     }
     val version = (root["format_version"] as? JsonNumber)?.asLong ?: 0
     if (version !in 1..Manifest.FORMAT_VERSION) {
+        val shown = if (version > 0) version else "unknown"
         throw ChainFedException.BadBundle(
-            "$where has bundle format version ${if (version > 0) version else "unknown"}, but this ChainFed reads up to " +
-                "${Manifest.FORMAT_VERSION}; install a newer ChainFed or export the bundle again.",
+            "$where has bundle format version $shown, but this ChainFed reads up to ${Manifest.FORMAT_VERSION}; " +
+                "install a newer ChainFed or export the bundle again.",
         )
     }
     return ManifestReader(Fields(root, where, "")).read()
@@ -193,7 +194,8 @@ private class ManifestReader(
         val labels = if ("labels" in fields.keys) fields.names("labels") else emptyList()
         val pooled = fields.has("pooling")
         if (pooled) fields.oneOf("pooling", "mean", "cls", "last")
-        val mostTargets = if ("max_target_tokens" in fields.keys) fields.whole("max_target_tokens", 0..Long.MAX_VALUE) else 0
+        val mostTargets =
+            if ("max_target_tokens" in fields.keys) fields.whole("max_target_tokens", 0..Long.MAX_VALUE) else 0
         if (kind == "classification" && (labels.size < 2 || !pooled)) {
             fields.wrong("labels", "are fewer than two, or pooling is missing, which a classifier needs")
         }

@@ -9,10 +9,10 @@ import java.nio.channels.FileChannel
 /**
  * The mapped files of one device.
  *
- * Neither Java nor Android can end a mapping at will: it ends when the garbage collector finds that nobody has the buffer any
- * more. So mappings are made in a [Scope], and when it is closed they are let go; before a new one this asks for collections
- * until what was let go and is still mapped is no more than [SPARE_BYTES] or the new mapping's size. Thus no more is mapped
- * than what is in use and once as much again.
+ * Neither Java nor Android can end a mapping at will: it ends when the garbage collector finds that nobody has the
+ * buffer any more. So mappings are made in a [Scope], and when it is closed they are let go; before a new one this asks
+ * for collections until what was let go and is still mapped is no more than [SPARE_BYTES] or the new mapping's size.
+ * Thus no more is mapped than what is in use and once as much again.
  *
  * Thread-safe.
  */
@@ -73,6 +73,7 @@ internal class Mappings {
         mappings.clear()
     }
 
+    @Suppress("ExplicitGarbageCollectionCall")
     private fun makeRoom(numBytes: Long) {
         val allowed = maxOf(numBytes, SPARE_BYTES)
         val until = System.nanoTime() + PATIENCE_NANOS

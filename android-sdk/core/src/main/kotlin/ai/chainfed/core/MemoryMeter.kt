@@ -7,7 +7,8 @@ import kotlin.concurrent.thread
 
 /**
  * The peak of this process's memory while it is open, over what it was at first; read 40 times a second, so that a peak
- * between two readings is missed: reading oftener would cost more than a hundredth of the work. 0 where the system does not tell (it is Linux, and Android, that do).
+ * between two readings is missed: reading oftener would cost more than a hundredth of the work. 0 where the system does
+ * not tell (it is Linux, and Android, that do).
  */
 internal class MemoryMeter : Closeable {
     private val idle = read()

@@ -8,7 +8,9 @@ import org.pytorch.executorch.Tensor
 import java.io.File
 import java.nio.FloatBuffer
 
-/** Programs on the ExecuTorch runtime of `org.pytorch:executorch-android`; [threads] of the process's one pool compute. */
+/**
+ * Programs on the ExecuTorch runtime of `org.pytorch:executorch-android`; [threads] of the process's one pool compute.
+ */
 internal class ModuleRuntime(
     private val threads: Int,
 ) : ProgramRuntime {
@@ -50,12 +52,15 @@ private class ModuleProgram(
             try {
                 module.forward(*arguments.toTypedArray())
             } catch (error: ExecutorchRuntimeException) {
-                throw ChainFedException.BadBundle("$name failed while it ran (${error.message}); export the bundle again.", error)
+                throw ChainFedException.BadBundle(
+                    "$name failed while it ran (${error.message}); export the bundle again.",
+                    error,
+                )
             }
         if (outputs.size != entry.outputs.size) {
             throw ChainFedException.BadBundle(
-                "$name gives ${outputs.size} outputs, the manifest names ${entry.outputs.size}: they do not belong together; " +
-                    "export the bundle again.",
+                "$name gives ${outputs.size} outputs, the manifest names ${entry.outputs.size}: they do not belong " +
+                    "together; export the bundle again.",
             )
         }
         return ProgramOutputs(

@@ -32,13 +32,15 @@ internal interface Objective {
     /** The inputs of `score` that no batch changes. */
     fun scoring(scope: Mappings.Scope): Map<String, TensorView>
 
-    /** All there is to predict in these rows of a stored batch, as often as `score` has to run for it, and how much each time. */
+    /**
+     * All there is to predict in these rows of a stored batch, as often as `score` has to run for it, and how much each
+     * time.
+     */
     fun scored(rows: IntArray): Sequence<Pair<Map<String, TensorView>, Int>>
 }
 
-internal fun objectiveOf(
-    work: Work,
-): Objective = if (work.bundle.manifest.isLanguageModel) LanguageModel(work) else Classifier(work)
+internal fun objectiveOf(work: Work): Objective =
+    if (work.bundle.manifest.isLanguageModel) LanguageModel(work) else Classifier(work)
 
 /** The adapters of a window, by the names of its program's inputs. */
 private fun windowAdapters(
@@ -56,7 +58,10 @@ private fun windowAdapters(
 
 private fun endOf(task: TrainTask): Int = task.firstLayer + task.windowSize - 1
 
-/** Labels of whole rows, predicted by heads that are trained with the adapters; the final head stands at both places in the end. */
+/**
+ * Labels of whole rows, predicted by heads that are trained with the adapters; the final head stands at both places in
+ * the end.
+ */
 internal class Classifier(
     private val work: Work,
 ) : Objective {

@@ -24,10 +24,11 @@ internal interface ProgramRuntime {
 /** A loaded program. For one thread at a time. */
 internal interface Program : Closeable {
     /**
-     * Runs the program once. [inputs] has exactly the manifest's names, with its shapes and types. What comes back lies in
-     * the program's arena until the next call or [close].
+     * Runs the program once. [inputs] has exactly the manifest's names, with its shapes and types. What comes back lies
+     * in the program's arena until the next call or [close].
      *
-     * @throws ChainFedException.BadBundle when an input is missing, unknown or of another shape or type, or the program fails.
+     * @throws ChainFedException.BadBundle when an input is missing, unknown or of another shape or type, or the program
+     * fails.
      */
     fun run(inputs: Map<String, TensorView>): ProgramOutputs
 }
@@ -53,14 +54,16 @@ internal fun arrange(
         val unknown = inputs.keys - specs.map { it.name }.toSet()
         val missing = specs.map { it.name } - inputs.keys
         throw ChainFedException.BadBundle(
-            "$what: inputs missing: ${missing.take(MOST_SHOWN)}; unknown: ${unknown.take(MOST_SHOWN)}; the bundle was made " +
-                "for another model.",
+            "$what: inputs missing: ${missing.take(MOST_SHOWN)}; unknown: ${unknown.take(MOST_SHOWN)}; " +
+                "the bundle was made for another model.",
         )
     }
     return specs.map { spec ->
         val tensor =
             inputs[spec.name]
-                ?: throw ChainFedException.BadBundle("$what: input ${spec.name} is missing; the bundle was made for another model.")
+                ?: throw ChainFedException.BadBundle(
+                    "$what: input ${spec.name} is missing; the bundle was made for another model.",
+                )
         if (tensor.shape != spec.shape || tensor.type != spec.type) {
             throw ChainFedException.BadBundle(
                 "$what: input ${spec.name} is ${tensor.type.manifestName} ${tensor.shape}, the program takes " +

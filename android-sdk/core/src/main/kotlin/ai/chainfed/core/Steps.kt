@@ -3,7 +3,9 @@ package ai.chainfed.core
 import ai.chainfed.json.JsonList
 import ai.chainfed.json.JsonString
 
-/** What the steps of a training program gave: the carried tensors after the last one, and of each the measured outputs. */
+/**
+ * What the steps of a training program gave: the carried tensors after the last one, and of each the measured outputs.
+ */
 internal class Trained(
     val tensors: Map<String, FloatArray>,
     val measured: List<List<Double>>,
@@ -12,8 +14,8 @@ internal class Trained(
 /**
  * Runs a training program once a step, one journalled step after the other (Algorithm 1, line 8).
  *
- * [label] names these steps in the journal. [initial]: trainables at the start. [constant]: inputs that stay. [batchFeed]: the
- * inputs that depend on a step's rows. [measures]: the scalar outputs to keep.
+ * [label] names these steps in the journal. [initial]: trainables at the start. [constant]: inputs that stay.
+ * [batchFeed]: the inputs that depend on a step's rows. [measures]: the scalar outputs to keep.
  *
  * @throws ChainFedException.NotFinite when one of them is not finite.
  */
@@ -35,7 +37,9 @@ internal suspend fun runSteps(
             val outputs = program.run(constant + state.generation(number) + batchFeed(steps[number]))
             val values = measures.map { outputs.scalar(it) }
             if (!values.all { it.isFinite() }) {
-                throw ChainFedException.NotFinite("The loss of step ${number + 1} is not finite; lower the learning rate.")
+                throw ChainFedException.NotFinite(
+                    "The loss of step ${number + 1} is not finite; lower the learning rate.",
+                )
             }
             state.store(number, outputs)
             work.journal.append("step", JsonList(listOf(JsonString(label), jsonNumbers(values))))
@@ -56,8 +60,8 @@ private fun journalledSteps(
     }
 
 /**
- * After minus before of the tensors that [names] maps from a program's inputs to the model state's names. The rows of a head
- * that stand for no label stay behind.
+ * After minus before of the tensors that [names] maps from a program's inputs to the model state's names. The rows of a
+ * head that stand for no label stay behind.
  */
 internal fun changes(
     trained: Trained,

@@ -5,8 +5,8 @@ import ai.chainfed.v1.ProfileTask
 import ai.chainfed.v1.TrainTask
 import ai.chainfed.v1.WarmupTask
 
-// The four tasks of a device, each from a prepared Work to its outcome (docs/device.md section 7). Every one of them is a pass
-// through the frozen chain and something small after it, and resumes where its journal ends.
+// The four tasks of a device, each from a prepared Work to its outcome (docs/device.md section 7). Every one of them is
+// a pass through the frozen chain and something small after it, and resumes where its journal ends.
 
 private val WINDOW_MEASURES = listOf("loss", "local_loss", "global_loss", "correct")
 private val HEAD_MEASURES = listOf("loss", "correct")
@@ -90,8 +90,8 @@ private fun windowScalars(
 }
 
 /**
- * The adapters after the window as one stack [L - Q, A, D] each of `down` and `up`; none when L = Q. The rest of each is zero: an
- * adapter of zeros changes nothing (Sec. 4.3).
+ * The adapters after the window as one stack [L - Q, A, D] each of `down` and `up`; none when L = Q. The rest of each
+ * is zero: an adapter of zeros changes nothing (Sec. 4.3).
  */
 private fun auxiliaryAdapters(
     work: Work,
@@ -184,7 +184,9 @@ private suspend fun poolLayers(
                 val index = layers.indexOf(depth - 1)
                 if (index >= 0) features.put(index, batch, pool.run(output + ("h" to h) + ("mask" to mask)))
             }
-            Chain(work, work.keptUpTo(layers.minOf { it }), keep).use { it.advanceTo(layers.maxOf { layer -> layer } + 1) }
+            Chain(work, work.keptUpTo(layers.minOf { it }), keep).use { chain ->
+                chain.advanceTo(layers.maxOf { it } + 1)
+            }
         }
     }
 
@@ -204,7 +206,8 @@ internal suspend fun evaluate(work: Work): Outcome {
                     for (batch in done.size until work.data.numBatches) {
                         hidden.read(batch, h)
                         val mask = work.data.mask(work.data.storedBatch(batch))
-                        done += score(program, feed + ("h" to h) + ("mask" to mask), objective.scored(work.data.realRows(batch)))
+                        val targets = objective.scored(work.data.realRows(batch))
+                        done += score(program, feed + ("h" to h) + ("mask" to mask), targets)
                         work.journal.append("score", jsonNumbers(done.last()))
                         work.checkpoint("")
                     }
@@ -237,7 +240,10 @@ private fun score(
     return listOf(loss, correct, count)
 }
 
-/** Scores each layer by token-level linear CKA with the embedding output (Sec. 4.4, Eq. 3); takes its features' statistics. */
+/**
+ * Scores each layer by token-level linear CKA with the embedding output (Sec. 4.4, Eq. 3); takes its features'
+ * statistics.
+ */
 internal suspend fun profile(
     work: Work,
     task: ProfileTask,

@@ -16,7 +16,8 @@ import java.nio.channels.FileChannel
 /** Bytes that are no safetensors file; [reason] can stand in a sentence. */
 internal class DamagedTensors(
     val reason: String,
-) : Exception(reason)
+    cause: Throwable? = null,
+) : Exception(reason, cause)
 
 /** Where a tensor lies in a safetensors file: its type by the file's name for it, first byte and length. */
 internal data class TensorRange(
@@ -36,9 +37,8 @@ internal fun readTensorLayout(channel: FileChannel): Map<String, TensorRange> {
     if (size < LENGTH_BYTES) throw DamagedTensors("it ends after $size bytes")
     val length = read(channel, 0, LENGTH_BYTES).order(ByteOrder.LITTLE_ENDIAN).getLong(0)
     if (length < 0 || length > size - LENGTH_BYTES) {
-        throw DamagedTensors(
-            "it is truncated or no such file: a header of ${java.lang.Long.toUnsignedString(length)} bytes does not fit",
-        )
+        val claimed = java.lang.Long.toUnsignedString(length)
+        throw DamagedTensors("it is truncated or no such file: a header of $claimed bytes does not fit")
     }
     if (length > MAX_HEADER_BYTES) {
         throw DamagedTensors("its header has $length bytes, more than the $MAX_HEADER_BYTES allowed")
@@ -49,7 +49,7 @@ internal fun readTensorLayout(channel: FileChannel): Map<String, TensorRange> {
         try {
             readJson(header) as JsonObject
         } catch (error: JsonException) {
-            throw DamagedTensors("its header is damaged (${error.reason})")
+            throw DamagedTensors("its header is damaged (${error.reason})", error)
         }
     val start = LENGTH_BYTES + length
     val layout = LinkedHashMap<String, TensorRange>()
@@ -66,11 +66,14 @@ private const val MAX_DIMENSIONS = 8
 private const val MAX_NAME_LENGTH = 256
 
 private val ITEM_BITS =
-    mapOf(
-        "BOOL" to 8, "U8" to 8, "I8" to 8, "I16" to 16, "U16" to 16, "I32" to 32, "U32" to 32, "I64" to 64, "U64" to 64,
-        "F4" to 4, "F6_E2M3" to 6, "F6_E3M2" to 6, "F8_E4M3" to 8, "F8_E5M2" to 8, "F8_E8M0" to 8, "F8_E4M3FNUZ" to 8,
-        "F8_E5M2FNUZ" to 8, "F16" to 16, "BF16" to 16, "F32" to 32, "F64" to 64, "C64" to 64,
-    )
+    listOf(
+        4 to "F4",
+        6 to "F6_E2M3 F6_E3M2",
+        8 to "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+        16 to "I16 U16 F16 BF16",
+        32 to "I32 U32 F32",
+        64 to "I64 U64 F64 C64",
+    ).flatMap { (bits, names) -> names.split(' ').map { it to bits } }.toMap()
 
 private fun read(
     channel: FileChannel,
@@ -90,7 +93,9 @@ private fun rangeOf(
     start: Long,
 ): TensorRange {
     val points = name.codePointCount(0, name.length)
-    if (points !in 1..MAX_NAME_LENGTH || !isPrintable(name)) throw DamagedTensors("${shown(name)} is no name of a tensor")
+    if (points !in 1..MAX_NAME_LENGTH || !isPrintable(name)) {
+        throw DamagedTensors("${shown(name)} is no name of a tensor")
+    }
     val fields = (entry as? JsonObject)?.members.orEmpty()
     val type = (fields["dtype"] as? JsonString)?.value
     val bits =
@@ -98,7 +103,9 @@ private fun rangeOf(
             "tensor ${shown(name)} has ${if (type == null) "no dtype" else "the unknown dtype ${shown(type)}"}",
         )
     val shape = sizes(fields["shape"])
-    if (shape == null || shape.size > MAX_DIMENSIONS) throw DamagedTensors("tensor ${shown(name)} has no possible shape")
+    if (shape == null || shape.size > MAX_DIMENSIONS) {
+        throw DamagedTensors("tensor ${shown(name)} has no possible shape")
+    }
     val offsets = sizes(fields["data_offsets"])
     if (offsets == null || offsets.size != 2) throw DamagedTensors("tensor ${shown(name)} has no possible offsets")
     val numBits =

@@ -39,7 +39,7 @@ internal class TokenData(
             digest.update(row.array(), 0, row.position())
         }
         for (index in 0 until numRows) update { for (at in 0 until seqLen) putLong(ids[index * seqLen + at].toLong()) }
-        for (index in 0 until numRows) update { for (at in 0 until seqLen) putFloat(if (at < lengths[index]) 1f else 0f) }
+        for (length in lengths) update { for (at in 0 until seqLen) putFloat(if (at < length) 1f else 0f) }
         for (index in 0 until numRows) {
             update { for (at in 0 until labelsPerRow) putLong(labels[index * labelsPerRow + at].toLong()) }
         }
@@ -57,7 +57,13 @@ internal class TokenData(
 
     /** Some of the rows, in the order given. */
     fun select(rows: IntArray): TokenData =
-        TokenData(gather(ids, seqLen, rows), rows.map { lengths[it] }.toIntArray(), gather(labels, labelsPerRow, rows), seqLen, batchSize)
+        TokenData(
+            gather(ids, seqLen, rows),
+            gather(lengths, 1, rows),
+            gather(labels, labelsPerRow, rows),
+            seqLen,
+            batchSize,
+        )
 
     /** `input_ids` [rows, seq] int64. */
     fun inputIds(rows: IntArray): TensorView {

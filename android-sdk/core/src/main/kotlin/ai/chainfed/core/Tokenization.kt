@@ -85,9 +85,9 @@ private fun labelNumber(
 ): Int {
     val number = if (example.labelName == null) example.labelNumber else numbers[example.labelName] ?: -1
     if (number !in 0 until numbers.size) {
+        val some = numbers.keys.take(MOST_SHOWN).joinToString() + if (numbers.size > MOST_SHOWN) " ..." else ""
         throw ChainFedException.BadInput(
-            "${placeOf(index)} has a label that is none of the bundle's ${numbers.size}; " +
-                "give one of ${numbers.keys.take(MOST_SHOWN).joinToString()}${if (numbers.size > MOST_SHOWN) " ..." else ""}.",
+            "${placeOf(index)} has a label that is none of the bundle's ${numbers.size}; give one of $some.",
         )
     }
     return number
@@ -100,7 +100,10 @@ private suspend fun languageRows(
 ): TokenData {
     val reader = PassageReader(manifest, texts)
     val useful =
-        items.withIndex().map { (number, item) -> reader.read(item, number).cut(manifest.seqLen) }.toList()
+        items
+            .withIndex()
+            .map { (number, item) -> reader.read(item, number).cut(manifest.seqLen) }
+            .toList()
             .filter { it.hasTarget }
     if (useful.isEmpty()) {
         throw ChainFedException.BadInput(
@@ -147,8 +150,7 @@ internal class Tokens(
     /** Whether a token after the first, which is never predicted, is a target. */
     val hasTarget: Boolean get() = (1 until targets.size).any { targets[it] }
 
-    fun cut(length: Int): Tokens =
-        if (ids.size <= length) this else Tokens(ids.copyOf(length), targets.copyOf(length))
+    fun cut(length: Int): Tokens = if (ids.size <= length) this else Tokens(ids.copyOf(length), targets.copyOf(length))
 }
 
 /** Rows one after the other as long as the next one fits whole; the first token of each is no target. */

@@ -5,8 +5,9 @@ import java.io.File
 /**
  * All that a task works with.
  *
- * [kept]: where the output of the layers that never change goes. [checkpoint]: called with what is being done before every pass
- * and stage, with an empty text after every batch and step; throws to stop the work. [prefetch]: reads a file ahead.
+ * [kept]: where the output of the layers that never change goes. [checkpoint]: called with what is being done before
+ * every pass and stage, with an empty text after every batch and step; throws to stop the work. [prefetch]: reads a
+ * file ahead.
  */
 internal class Work(
     val bundle: DeviceBundle,
@@ -20,7 +21,8 @@ internal class Work(
     val checkpoint: suspend (String) -> Unit,
 ) {
     /** (batch, seq, hidden) */
-    val hiddenShape: List<Int> = listOf(bundle.manifest.batchSize, bundle.manifest.seqLen, bundle.manifest.model.hiddenSize)
+    val hiddenShape: List<Int> =
+        listOf(bundle.manifest.batchSize, bundle.manifest.seqLen, bundle.manifest.model.hiddenSize)
 
     /** The kept depth, when what is needed does not lie below it. */
     fun keptUpTo(depth: Int): KeptDepth? = kept?.takeIf { it.depth <= depth }
@@ -29,6 +31,5 @@ internal class Work(
     fun steps(epochs: Int): List<IntArray> = trainingSteps(data.numRows, bundle.manifest.batchSize, epochs, seed)
 
     /** The same work over other rows. */
-    fun over(data: TokenData): Work =
-        Work(bundle, state, data, journal, seed, kept, mappings, prefetch, checkpoint)
+    fun over(data: TokenData): Work = Work(bundle, state, data, journal, seed, kept, mappings, prefetch, checkpoint)
 }

@@ -93,7 +93,8 @@ class DamagedVectorsTest {
     }
 
     private fun tensorFileOf(case: JsonObject): ByteArray {
-        val header = case.text("header_hex")?.let(::bytesOfHex) ?: (case.text("header")!! + repeated(case)).toByteArray()
+        val header =
+            case.text("header_hex")?.let(::bytesOfHex) ?: (case.text("header")!! + repeated(case)).toByteArray()
         val length = case.text("length")?.let(java.lang.Long::parseUnsignedLong) ?: header.size.toLong()
         val prefix = ByteBuffer.allocate(Long.SIZE_BYTES).order(ByteOrder.LITTLE_ENDIAN).putLong(length).array()
         return prefix + header + ByteArray(case.count("data_bytes"))

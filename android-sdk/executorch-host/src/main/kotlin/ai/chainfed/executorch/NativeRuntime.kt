@@ -10,7 +10,8 @@ import java.nio.ByteBuffer
  * The classes of `org.pytorch.executorch` beside this have the signatures of the Android library
  * `org.pytorch:executorch-android` 1.4.1, which takes their place on phones; tests/vectors/executorch_android_api.txt
  * records them. So code that runs here has been held against that API and against the runtime's own kernels, XNNPACK
- * among them. It has not met the Android library's JNI layer, nor a build of the runtime for Android and its processors.
+ * among them. It has not met the Android library's JNI layer, nor a build of the runtime for Android and its
+ * processors.
  *
  * These are the natives of `src/main/native/jni.cpp`, and where their library lies.
  *

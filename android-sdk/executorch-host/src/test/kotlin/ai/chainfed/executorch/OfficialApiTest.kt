@@ -16,6 +16,7 @@ import kotlin.reflect.KType
 import kotlin.reflect.typeOf
 
 /** Our classes are those of executorch-android 1.4.1 as far as they go: an app's classes link against either. */
+@Suppress("UnusedParameter")
 class OfficialApiTest {
     @Test
     fun `our signatures are the recorded ones`() {

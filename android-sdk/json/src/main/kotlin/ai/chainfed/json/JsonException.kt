@@ -26,7 +26,9 @@ public fun shown(text: String): String {
     return quoted.substring(0, end) + "..."
 }
 
-/** Whether [text] has neither control characters nor white space other than the plain space, nor anything unassigned. */
+/**
+ * Whether [text] has neither control characters nor white space other than the plain space, nor anything unassigned.
+ */
 public fun isPrintable(text: String): Boolean {
     var at = 0
     while (at < text.length) {

@@ -32,24 +32,38 @@ internal inline fun endOfJsonNumber(
     size: Int,
     char: (Int) -> Char,
 ): Int {
-    var at = start
-    if (at < size && char(at) == '-') at++
-    val whole = at
-    while (at < size && char(at) in '0'..'9') at++
+    val whole = if (start < size && char(start) == '-') start + 1 else start
+    var at = endOfDigits(whole, size, char)
     // JSON has no leading zeros: after a zero the number is over.
     if (at > whole + 1 && char(whole) == '0') at = whole + 1
     if (at == whole) return -1
-    if (at + 1 < size && char(at) == '.' && char(at + 1) in '0'..'9') {
-        at++
-        while (at < size && char(at) in '0'..'9') at++
+    if (at < size && char(at) == '.') {
+        val end = endOfDigits(at + 1, size, char)
+        if (end > at + 1) at = end
     }
-    if (at < size && (char(at) == 'e' || char(at) == 'E')) {
-        var exponent = at + 1
-        if (exponent < size && (char(exponent) == '+' || char(exponent) == '-')) exponent++
-        val digits = exponent
-        while (exponent < size && char(exponent) in '0'..'9') exponent++
-        if (exponent > digits) at = exponent
-    }
+    return endOfExponent(at, size, char)
+}
+
+/** The end of an exponent at [start], or [start] when there is none. */
+private inline fun endOfExponent(
+    start: Int,
+    size: Int,
+    char: (Int) -> Char,
+): Int {
+    if (start >= size || (char(start) != 'e' && char(start) != 'E')) return start
+    val isSigned = start + 1 < size && (char(start + 1) == '+' || char(start + 1) == '-')
+    val digits = start + if (isSigned) 2 else 1
+    val end = endOfDigits(digits, size, char)
+    return if (end > digits) end else start
+}
+
+private inline fun endOfDigits(
+    start: Int,
+    size: Int,
+    char: (Int) -> Char,
+): Int {
+    var at = start
+    while (at < size && char(at) in '0'..'9') at++
     return at
 }
 

@@ -22,11 +22,11 @@ import java.io.InputStream
 import java.util.zip.GZIPInputStream
 
 /**
- * The rows of a JSON-lines file (gzipped when its name ends in .gz) in the forms that `chainfed device` reads: `text` and `label`;
- * or `text`, `messages`, `instruction` with `output`, `prompt` with `response`, or `input_ids`.
+ * The rows of a JSON-lines file (gzipped when its name ends in .gz) in the forms that `chainfed device` reads: `text`
+ * and `label`; or `text`, `messages`, `instruction` with `output`, `prompt` with `response`, or `input_ids`.
  *
- * The file is read anew whenever the flow is collected, which throws [ChainFedException.BadInput], naming file and line, when it
- * is absent, empty or damaged.
+ * The file is read anew whenever the flow is collected, which throws [ChainFedException.BadInput], naming file and
+ * line, when it is absent, empty or damaged.
  */
 public fun itemsOf(file: File): Flow<TrainingItem> =
     flow {
@@ -78,10 +78,15 @@ private fun parse(
         try {
             readJson(line)
         } catch (error: JsonException) {
-            throw ChainFedException.BadInput("$where is not JSON (${error.reason}); write one JSON object a line.", error)
+            throw ChainFedException.BadInput(
+                "$where is not JSON (${error.reason}); write one JSON object a line.",
+                error,
+            )
         }
     return value as? JsonObject
-        ?: throw ChainFedException.BadInput("$where is no JSON object; write rows like {\"text\": \"...\", \"label\": 0}.")
+        ?: throw ChainFedException.BadInput(
+            "$where is no JSON object; write rows like {\"text\": \"...\", \"label\": 0}.",
+        )
 }
 
 private class Row(
@@ -118,7 +123,9 @@ private class Row(
         val fields = (turn as? JsonObject)?.members.orEmpty()
         val role = Role.values().find { it.name.lowercase() == (fields["role"] as? JsonString)?.value }
         val content = (fields["content"] as? JsonString)?.value
-        if (role == null || content == null) wrong("a turn of `messages` is not like {\"role\": \"user\", \"content\": \"...\"}")
+        if (role == null || content == null) {
+            wrong("a turn of `messages` is not like {\"role\": \"user\", \"content\": \"...\"}")
+        }
         return Message(role, content)
     }
 
@@ -131,7 +138,8 @@ private class Row(
             }.toIntArray()
 
     private fun list(field: String): List<JsonValue> =
-        (row[field] as? JsonList)?.values?.takeIf { it.isNotEmpty() } ?: wrong("`$field` must be a list that is not empty")
+        (row[field] as? JsonList)?.values?.takeIf { it.isNotEmpty() }
+            ?: wrong("`$field` must be a list that is not empty")
 
     private fun string(field: String): String = (row[field] as? JsonString)?.value ?: wrong("`$field` must be a string")
 

@@ -27,16 +27,18 @@ public fun main(arguments: Array<String>): Unit = exitProcess(JvmDevice(argument
 
 private const val HELP = """Usage: chainfed-jvm-device [OPTIONS]
 
-  The Android SDK's device on a Linux JVM: check in, fetch, compute, hand in, until the coordinator has nothing more to do. It takes
-  the flags of `chainfed device` and ends with the same exit codes.
+  The Android SDK's device on a Linux JVM: check in, fetch, compute, hand in, until the coordinator has nothing more
+  to do. It takes the flags of `chainfed device` and ends with the same exit codes.
 
 Options:
   --coordinator HOST:PORT  Where the coordinator listens.  [required]
   --tls                    Speak TLS; the default unless the address is loopback.
   --ca FILE                PEM file with the authority to trust, instead of the system's; implies --tls.
   --insecure               Speak without encryption to an address of another machine.
-  --enrolment-token TEXT   What the coordinator asks of a device that it does not know.  [env: CHAINFED_ENROLMENT_TOKEN]
-  --state FOLDER           The device's key, files and work; made when absent. A killed device goes on from it.  [required]
+  --enrolment-token TEXT   What the coordinator asks of a device that it does not know.
+                           [env: CHAINFED_ENROLMENT_TOKEN]
+  --state FOLDER           The device's key, files and work; made when absent. A killed device goes on from it.
+                           [required]
   --data FILE              Training examples: JSON lines (optionally .gz).  [required]
   --test-data FILE         Held-out examples in the same form; without them the device evaluates nothing.
   --memory-mb NUMBER       Memory it may use, MB; 0: no limit.
@@ -50,6 +52,21 @@ Options:
 
 Example: chainfed-jvm-device --coordinator 127.0.0.1:7700 --state device-1 --data train.jsonl --test-data test.jsonl"""
 
+private val FLAGS = setOf("--once", "--json", "--help", "--tls", "--insecure")
+private val VALUE_OPTIONS =
+    setOf(
+        "--coordinator",
+        "--ca",
+        "--enrolment-token",
+        "--state",
+        "--data",
+        "--test-data",
+        "--memory-mb",
+        "--key",
+        "--model-name",
+        "--threads",
+        "--patience",
+    )
 private const val EXIT_USAGE = 2
 private const val BYTES_PER_MEGABYTE = 1_000_000
 private const val MILLIS_PER_SECOND = 1_000
@@ -95,13 +112,17 @@ private class JvmDevice(
         while (left.isNotEmpty()) {
             val (name, joined) = left.removeFirst().split('=', limit = 2).let { it[0] to it.getOrNull(1) }
             when (name) {
-                "--once", "--json", "--help", "--tls", "--insecure" -> flags += name
+                in FLAGS -> {
+                    flags += name
+                }
 
-                "--coordinator", "--state", "--data", "--test-data", "--memory-mb", "--key", "--model-name", "--threads",
-                "--patience", "--ca", "--enrolment-token",
-                -> values[name] = joined ?: left.removeFirstOrNull() ?: throw UsageException("$name needs a value.")
+                in VALUE_OPTIONS -> {
+                    values[name] = joined ?: left.removeFirstOrNull() ?: throw UsageException("$name needs a value.")
+                }
 
-                else -> throw UsageException("There is no option $name; see --help.")
+                else -> {
+                    throw UsageException("There is no option $name; see --help.")
+                }
             }
         }
     }
@@ -126,7 +147,8 @@ private class JvmDevice(
             )
         val channel = coordinatorChannel(channelBuilder(address))
         try {
-            val device = Device(settings, channel, ExampleSource.items(training, heldOut), WorkPolicy { null }, Narrator())
+            val examples = ExampleSource.items(training, heldOut)
+            val device = Device(settings, channel, examples, WorkPolicy { null }, Narrator())
             return runBlocking { device.run() }
         } finally {
             channel.shutdownNow().awaitTermination(1, TimeUnit.SECONDS)
@@ -182,7 +204,8 @@ private class JvmDevice(
             return
         }
         println("Device ${report.deviceId}: ${report.assignments}")
-        println("received ${report.bytesDown} bytes, sent ${report.bytesUp} bytes, ${"%.1f".format(report.cpuSeconds)} s of processor time")
+        val seconds = "%.1f".format(report.cpuSeconds)
+        println("received ${report.bytesDown} bytes, sent ${report.bytesUp} bytes, $seconds s of processor time")
     }
 
     private fun asJson(report: DeviceReport): JsonObject =

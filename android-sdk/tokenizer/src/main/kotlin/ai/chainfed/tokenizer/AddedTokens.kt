@@ -76,26 +76,10 @@ private class TokenTrie {
         var done = 0
         var at = 0
         while (at < text.size) {
-            var end = at
-            var found: Node? = null
-            var node = root.next[text[at]]
-            var place = at
-            while (node != null) {
-                place++
-                if (node.id != null) {
-                    found = node
-                    end = place
-                }
-                node = if (place < text.size) node.next[text[place]] else null
-            }
-            val token = found?.token
-            if (token == null) {
-                at++
-                continue
-            }
-            if (!token.singleWord || isApart(text, at, end)) {
-                val start = if (token.stripsLeft) maxOf(done, beforeSpaces(text, at)) else at
-                val stop = if (token.stripsRight) behindSpaces(text, end) else end
+            val found = longest(text, at)
+            if (found != null && (!found.token.singleWord || isApart(text, at, found.end))) {
+                val start = startOf(found, text, at, done)
+                val stop = if (found.token.stripsRight) behindSpaces(text, found.end) else found.end
                 if (done < start) pieces.add(AddedPiece(text.slice(done, start), null))
                 // The token before may have taken all of this one with the spaces behind it.
                 if (start < stop) {
@@ -103,11 +87,40 @@ private class TokenTrie {
                     done = stop
                 }
             }
-            at = end
+            at = found?.end ?: (at + 1)
         }
         if (done < text.size) pieces.add(AddedPiece(text.slice(done, text.size), null))
         return pieces
     }
+
+    private class Found(
+        val token: AddedToken,
+        val id: Int?,
+        val end: Int,
+    )
+
+    /** The longest added token that begins at [start]. */
+    private fun longest(
+        text: AlignedText,
+        start: Int,
+    ): Found? {
+        var found: Found? = null
+        var node: Node? = root
+        var place = start
+        while (node != null) {
+            node.token?.let { found = Found(it, node.id, place) }
+            node = if (place < text.size) node.next[text[place]] else null
+            place++
+        }
+        return found
+    }
+
+    private fun startOf(
+        found: Found,
+        text: AlignedText,
+        at: Int,
+        done: Int,
+    ): Int = if (found.token.stripsLeft) maxOf(done, beforeSpaces(text, at)) else at
 
     private fun isApart(
         text: AlignedText,

@@ -131,26 +131,37 @@ internal class RegexTranslation(
         var first = points[at++]
         if (first == '\\'.code) {
             val letter = escapeLetter()
-            when (letter) {
-                's' -> out.append(SPACES)
-                'S' -> if (negated) throw unsupported("[^\\S]") else out.append("[^$SPACES]")
-                'd' -> out.append("\\p{Nd}")
-                'D' -> out.append("\\P{Nd}")
-                'p', 'P' -> out.append(category(letter))
-                else -> first = escapedLiteral(letter)
+            if (letter in "sSdDpP") {
+                classEscape(letter, negated)
+                return
             }
-            if (letter in "sSdDpP") return
+            first = escapedLiteral(letter)
         }
         out.append(escaped(first))
         if (ignoresCase && Character.isLetter(first)) throw unsupported("letters in a class without case")
-        if (startsWith("-") && !startsWith("-]")) {
-            at++
-            var last = if (at < points.size) points[at++] else throw unsupported("a class that does not end")
-            if (last == '['.code) throw unsupported("a class in a class")
-            if (last == '\\'.code) last = escapedLiteral(escapeLetter())
-            if (ignoresCase || last < first) throw unsupported("a range in a class without case")
-            out.append('-').append(escaped(last))
+        if (startsWith("-") && !startsWith("-]")) endOfRange(first)
+    }
+
+    private fun classEscape(
+        letter: Char,
+        negated: Boolean,
+    ) {
+        when (letter) {
+            's' -> out.append(SPACES)
+            'S' -> if (negated) throw unsupported("[^\\S]") else out.append("[^$SPACES]")
+            'd' -> out.append("\\p{Nd}")
+            'D' -> out.append("\\P{Nd}")
+            else -> out.append(category(letter))
         }
+    }
+
+    private fun endOfRange(first: Int) {
+        at++
+        var last = if (at < points.size) points[at++] else throw unsupported("a class that does not end")
+        if (last == '['.code) throw unsupported("a class in a class")
+        if (last == '\\'.code) last = escapedLiteral(escapeLetter())
+        if (ignoresCase || last < first) throw unsupported("a range in a class without case")
+        out.append('-').append(escaped(last))
     }
 
     private fun literal(

@@ -1,7 +1,6 @@
 package ai.chainfed.tokenizer
 
 import ai.chainfed.json.JsonException
-import ai.chainfed.json.JsonList
 import ai.chainfed.json.JsonNull
 import ai.chainfed.json.JsonObject
 import ai.chainfed.json.readJson
