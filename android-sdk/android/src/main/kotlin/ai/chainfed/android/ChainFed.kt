@@ -31,8 +31,8 @@ import java.util.concurrent.atomic.AtomicReference
  * Federated training in this app. One of these works in a process: the one that [configure] made last.
  *
  * Nothing runs before the user agreed and the app said so with [enable]. What ChainFed keeps lies in the app's
- * `noBackupFilesDir`, in the folder `chainfed`, and its signing key in the Android key store. Examples never leave the device
- * and are never logged. All members may be used on any thread.
+ * `noBackupFilesDir`, in the folder `chainfed`, and its signing key in the Android key store. Examples never leave the
+ * device and are never logged. All members may be used on any thread.
  */
 public class ChainFed internal constructor(
     private val context: Context,
@@ -52,15 +52,15 @@ public class ChainFed internal constructor(
     private val session = AtomicReference<Job?>()
 
     /**
-     * What ChainFed is doing. May be collected on any thread and never ends; the collector is cancelled with its own scope, which
-     * changes nothing of the work. After a process death it begins with the figures that were stored last.
+     * What ChainFed is doing. May be collected on any thread and never ends; the collector is cancelled with its own
+     * scope, which changes nothing of the work. After a process death it begins with the figures that were stored last.
      */
     public val status: StateFlow<ChainFedStatus>
         get() = tracker.status
 
     /**
-     * Calls [listener] on [executor] with the status now and whenever it changes, until the returned object is closed. Closing
-     * may be done on any thread, also within the listener. Nothing of it survives a process death.
+     * Calls [listener] on [executor] with the status now and whenever it changes, until the returned object is closed.
+     * Closing may be done on any thread, also within the listener. Nothing of it survives a process death.
      */
     public fun addStatusListener(
         executor: Executor,
@@ -71,12 +71,13 @@ public class ChainFed internal constructor(
     }
 
     /**
-     * Says that the user agrees: from now on the work is done whenever the policy holds, also after the app was closed, its
-     * process has died or the device was restarted, until [disable].
+     * Says that the user agrees: from now on the work is done whenever the policy holds, also after the app was closed,
+     * its process has died or the device was restarted, until [disable].
      *
-     * May be called on any thread and does not block it; calling it again changes nothing. The future completes, on a background
-     * thread, when the consent is stored and the work is scheduled: then both survive a process death. Before that they may be
-     * lost. Cancelling the future does not take the consent back. It fails with an IOException when nothing can be stored.
+     * May be called on any thread and does not block it; calling it again changes nothing. The future completes, on a
+     * background thread, when the consent is stored and the work is scheduled: then both survive a process death.
+     * Before that they may be lost. Cancelling the future does not take the consent back. It fails with an IOException
+     * when nothing can be stored.
      */
     public fun enable(): CompletableFuture<Void?> =
         changed {
@@ -86,14 +87,14 @@ public class ChainFed internal constructor(
         }
 
     /**
-     * Says that the user agrees no more: the work under way ends within one step, and none begins. With [deleteData] everything
-     * that ChainFed keeps is removed too, its signing key included; for the coordinator this is a new device then. Without, the
-     * work goes on where it stopped when the user agrees again.
+     * Says that the user agrees no more: the work under way ends within one step, and none begins. With [deleteData]
+     * everything that ChainFed keeps is removed too, its signing key included; for the coordinator this is a new device
+     * then. Without, the work goes on where it stopped when the user agrees again.
      *
-     * May be called on any thread and does not block it. The future completes, on a background thread, when the work has ended
-     * and the data are gone. When the process dies before, what the user said is kept as soon as it was stored, which is the
-     * first thing done; a deletion is then finished at the next [configure]. Cancelling the future changes nothing. It fails
-     * with an IOException when something cannot be removed.
+     * May be called on any thread and does not block it. The future completes, on a background thread, when the work
+     * has ended and the data are gone. When the process dies before, what the user said is kept as soon as it was
+     * stored, which is the first thing done; a deletion is then finished at the next [configure]. Cancelling the future
+     * changes nothing. It fails with an IOException when something cannot be removed.
      */
     @JvmOverloads
     public fun disable(deleteData: Boolean = false): CompletableFuture<Void?> =
@@ -177,12 +178,12 @@ public class ChainFed internal constructor(
             get() = newest.get()
 
         /**
-         * Says how ChainFed works in this app; to be called in `Application.onCreate`, because Android may start the process for
-         * the work alone. Work that starts before this call does nothing and is tried again later.
+         * Says how ChainFed works in this app; to be called in `Application.onCreate`, because Android may start the
+         * process for the work alone. Work that starts before this call does nothing and is tried again later.
          *
-         * May be called on any thread; it reads two small files there, and nothing else happens before [enable]. When the user
-         * had agreed in an earlier process, the work goes on as scheduled. A second call in a process takes the place of the
-         * first for work that begins later. Nothing of the configuration survives a process death.
+         * May be called on any thread; it reads two small files there, and nothing else happens before [enable]. When
+         * the user had agreed in an earlier process, the work goes on as scheduled. A second call in a process takes
+         * the place of the first for work that begins later. Nothing of the configuration survives a process death.
          *
          * @throws IllegalArgumentException when a value cannot be. @throws IllegalStateException when one is missing.
          */
@@ -192,7 +193,10 @@ public class ChainFed internal constructor(
             configuration: ChainFedBuilder.() -> Unit,
         ): ChainFed = builder(context).apply(configuration).configure()
 
-        /** The same for callers who do not write Kotlin: a builder that ends with [ChainFedBuilder.configure]. Any thread. */
+        /**
+         * The same for callers who do not write Kotlin: a builder that ends with [ChainFedBuilder.configure]. Any
+         * thread.
+         */
         @JvmStatic
         public fun builder(context: Context): ChainFedBuilder = ChainFedBuilder(context)
 

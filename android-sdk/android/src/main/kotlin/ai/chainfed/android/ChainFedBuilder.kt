@@ -13,8 +13,8 @@ public fun interface ExampleProvider {
 }
 
 /**
- * Says how ChainFed works in this app; see [ChainFed.configure]. Every function returns the builder, none does anything before
- * [configure]. For one thread. IllegalArgumentException names what cannot be.
+ * Says how ChainFed works in this app; see [ChainFed.configure]. Every function returns the builder, none does anything
+ * before [configure]. For one thread. IllegalArgumentException names what cannot be.
  */
 public class ChainFedBuilder internal constructor(
     private val context: Context,
@@ -31,21 +31,27 @@ public class ChainFedBuilder internal constructor(
     private var deviceState: DeviceStateSource? = null
 
     /**
-     * Where the coordinator listens, "host:port". The connection is TLS and trusts what the system trusts. To this device
-     * itself (localhost, 127.x.x.x, ::1) and to 10.0.2.2, the computer that an emulator runs on, it is in the clear.
+     * Where the coordinator listens, "host:port". The connection is TLS and trusts what the system trusts. To this
+     * device itself (localhost, 127.x.x.x, ::1) and to 10.0.2.2, the computer that an emulator runs on, it is in the
+     * clear.
      */
     public fun coordinator(address: String): ChainFedBuilder = apply { this.address = CoordinatorAddress(address) }
 
     /** Trusts only what these certificates (PEM) have signed, wherever the coordinator listens. */
     public fun certificateAuthority(pem: ByteArray): ChainFedBuilder = apply { authority = pem.copyOf() }
 
-    /** Talks to the coordinator in the clear: anybody on the way reads and changes what is sent. Not for a released app. */
+    /**
+     * Talks to the coordinator in the clear: anybody on the way reads and changes what is sent. Not for a released app.
+     */
     public fun insecure(): ChainFedBuilder = apply { insecure = true }
 
     /** Uses channels of the app's own making, for example to a coordinator in the same process. */
     public fun channel(factory: ChannelFactory): ChainFedBuilder = apply { channels = factory }
 
-    /** What the coordinator asks of a device that it does not know yet; called on a background thread, before the first call. */
+    /**
+     * What the coordinator asks of a device that it does not know yet; called on a background thread, before the first
+     * call.
+     */
     public fun enrolment(token: suspend () -> String): ChainFedBuilder = apply { this.token = token }
 
     /** The same for callers who have no coroutines; [token] may block. */
@@ -65,9 +71,15 @@ public class ChainFedBuilder internal constructor(
         notification(NotificationBuilder().apply(look).build())
 
     /** The same, built before. */
-    public fun notification(notification: LongWorkNotification): ChainFedBuilder = apply { this.notification = notification }
+    public fun notification(notification: LongWorkNotification): ChainFedBuilder =
+        apply {
+            this.notification =
+                notification
+        }
 
-    /** No notification: Android then ends the work after ten minutes, and it goes on from there at the next check-in. */
+    /**
+     * No notification: Android then ends the work after ten minutes, and it goes on from there at the next check-in.
+     */
     public fun withoutNotification(): ChainFedBuilder = apply { notification = null }
 
     /** The key that results are signed with; by default one in the Android key store. */

@@ -3,8 +3,8 @@ package ai.chainfed.android
 import ai.chainfed.core.ChainFedException
 
 /**
- * What ChainFed is doing on this device and has done since it was enabled. Immutable; may be read on any thread. Everything but
- * [state] survives a process death.
+ * What ChainFed is doing on this device and has done since it was enabled. Immutable; may be read on any thread.
+ * Everything but [state] survives a process death.
  *
  * @property state what it is doing now.
  * @property roundsDone results handed in, of rounds of any kind.
@@ -39,8 +39,8 @@ public data class ChainFedStatus internal constructor(
         /**
          * An assignment is being worked on.
          *
-         * @property round the run's round, from 0. @property kind what the round is for. @property progress where the work
-         * is, in words for people ("layer 3 of 6").
+         * @property round the run's round, from 0. @property kind what the round is for. @property progress where the
+         * work is, in words for people ("layer 3 of 6").
          */
         public data class Working(
             public val round: Int,
@@ -103,9 +103,10 @@ public enum class Remedy {
 /**
  * What the work cost, as far as the device tells.
  *
- * @property percent battery level lost while ChainFed worked and no charger fed the device, whoever used it up; 0 to 100 for
- * each full battery. Android tells whole percents, so a short piece of work may show none. @property processorSeconds processor
- * time of the app's process while ChainFed worked. @property workedSeconds time for which it worked.
+ * @property percent battery level lost while ChainFed worked and no charger fed the device, whoever used it up; 0 to
+ * 100 for each full battery. Android tells whole percents, so a short piece of work may show none. @property
+ * processorSeconds processor time of the app's process while ChainFed worked. @property workedSeconds time for which it
+ * worked.
  */
 public data class BatteryCost(
     public val percent: Int,
@@ -123,6 +124,9 @@ public data class BatteryCost(
 
 /** Hears of changes of the status; for callers who have no coroutines. */
 public fun interface StatusListener {
-    /** Called with the newest status, one call at a time, on the executor that was given; some in between may be left out. */
+    /**
+     * Called with the newest status, one call at a time, on the executor that was given; some in between may be left
+     * out.
+     */
     public fun onStatus(status: ChainFedStatus)
 }

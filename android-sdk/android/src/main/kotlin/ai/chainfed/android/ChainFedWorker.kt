@@ -9,8 +9,8 @@ import androidx.work.WorkerParameters
 /**
  * What WorkManager starts. It does nothing unless the user has agreed.
  *
- * Android may start the process for it. Where the app has not configured ChainFed by then it cannot work, says so in the log
- * and is tried again with growing pauses.
+ * Android may start the process for it. Where the app has not configured ChainFed by then it cannot work, says so in
+ * the log and is tried again with growing pauses.
  */
 internal class ChainFedWorker(
     context: Context,
@@ -26,7 +26,9 @@ internal class ChainFedWorker(
     }
 
     override suspend fun getForegroundInfo(): ForegroundInfo =
-        (ChainFed.configured?.configuration?.notification ?: NotificationBuilder().build()).foregroundInfo(applicationContext)
+        (ChainFed.configured?.configuration?.notification ?: NotificationBuilder().build()).foregroundInfo(
+            applicationContext,
+        )
 
     /** Goes on in the foreground, where Android gives more than ten minutes; where it does not allow that, without. */
     private suspend fun show(notification: LongWorkNotification) {

@@ -5,7 +5,9 @@ import io.grpc.TlsChannelCredentials
 import io.grpc.okhttp.OkHttpChannelBuilder
 import java.io.ByteArrayInputStream
 
-/** Makes the connection to a coordinator, once for each piece of work, which closes it. Called on a background thread. */
+/**
+ * Makes the connection to a coordinator, once for each piece of work, which closes it. Called on a background thread.
+ */
 public fun interface ChannelFactory {
     /** A new channel. */
     public fun connect(): ManagedChannel
@@ -37,8 +39,8 @@ internal class CoordinatorAddress(
         get() = host == "localhost" || host == EMULATOR_HOST || host == "[::1]" || LOOPBACK.matches(host)
 
     /**
-     * A channel: TLS, trusting [authority] (certificates in PEM) or else what the system trusts; in the clear where [insecure]
-     * says so, and to this device itself unless an authority was given.
+     * A channel: TLS, trusting [authority] (certificates in PEM) or else what the system trusts; in the clear where
+     * [insecure] says so, and to this device itself unless an authority was given.
      */
     fun connect(
         authority: ByteArray?,
@@ -51,9 +53,13 @@ internal class CoordinatorAddress(
                     OkHttpChannelBuilder.forAddress(host, port, trust)
                 }
 
-                insecure || staysHere -> OkHttpChannelBuilder.forAddress(host, port).usePlaintext()
+                insecure || staysHere -> {
+                    OkHttpChannelBuilder.forAddress(host, port).usePlaintext()
+                }
 
-                else -> OkHttpChannelBuilder.forAddress(host, port)
+                else -> {
+                    OkHttpChannelBuilder.forAddress(host, port)
+                }
             }
         return builder.flowControlWindow(FLOW_CONTROL_BYTES).maxInboundMessageSize(MAX_MESSAGE_BYTES).build()
     }

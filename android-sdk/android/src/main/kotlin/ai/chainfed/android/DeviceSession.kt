@@ -8,7 +8,6 @@ import ai.chainfed.core.DeviceKeys
 import ai.chainfed.core.DeviceReport
 import ai.chainfed.core.DeviceSettings
 import ai.chainfed.core.DeviceStateSource
-import ai.chainfed.core.ExampleSource
 import ai.chainfed.core.Objection
 import ai.chainfed.core.WorkPolicy
 import android.os.Build
@@ -22,10 +21,11 @@ import java.util.concurrent.TimeUnit
 internal enum class SessionEnd { LATER, RETRY }
 
 /**
- * One stretch of work in one process: from a check-in until there is nothing to do, a rule does not hold or Android stops it.
+ * One stretch of work in one process: from a check-in until there is nothing to do, a rule does not hold or Android
+ * stops it.
  *
- * [memoryBudget]: bytes, asked for when the work begins. [onLongWork]: called once, on the thread that works, when there is an
- * assignment.
+ * [memoryBudget]: bytes, asked for when the work begins. [onLongWork]: called once, on the thread that works, when
+ * there is an assignment.
  */
 internal class DeviceSession(
     private val folder: File,
@@ -44,8 +44,8 @@ internal class DeviceSession(
     private var device: Device? = null
 
     /**
-     * Works. Never throws but to be cancelled, and then what was done is kept: the next session goes on from there. The status
-     * says what came of it.
+     * Works. Never throws but to be cancelled, and then what was done is kept: the next session goes on from there. The
+     * status says what came of it.
      */
     suspend fun run(): SessionEnd {
         if (objectionNow() != null) return waitForPolicy()
@@ -56,11 +56,22 @@ internal class DeviceSession(
             throw stopped
         } catch (error: ChainFedException) {
             failed(error)
-        } catch (@Suppress("TooGenericExceptionCaught") error: Exception) {
+        } catch (
+            @Suppress("TooGenericExceptionCaught") error: Exception,
+        ) {
             // Of the app's own data access, as a rule: its message may hold a part of an example.
-            failed(ChainFedException.BadInput("The work ended with ${error.javaClass.name}; look into the app's examples."))
+            failed(
+                ChainFedException.BadInput(
+                    "The work ended with ${error.javaClass.name}; look into the app's examples.",
+                ),
+            )
         } catch (error: LinkageError) {
-            failed(ChainFedException.BadInput("ExecuTorch cannot be loaded on this device (${error.javaClass.simpleName}).", error))
+            failed(
+                ChainFedException.BadInput(
+                    "ExecuTorch cannot be loaded on this device (${error.javaClass.simpleName}).",
+                    error,
+                ),
+            )
         } finally {
             tracker.store(figures(tracker.figures.lastError))
         }
@@ -107,18 +118,26 @@ internal class DeviceSession(
                 tracker.show(State.Working(event.round ?: 0, kind, "beginning"))
             }
 
-            DeviceEvent.Kind.PROGRESS -> tracker.show(State.Working(event.round ?: 0, kind, event.message))
+            DeviceEvent.Kind.PROGRESS -> {
+                tracker.show(State.Working(event.round ?: 0, kind, event.message))
+            }
 
-            DeviceEvent.Kind.PAUSED -> waitForPolicy()
+            DeviceEvent.Kind.PAUSED -> {
+                waitForPolicy()
+            }
 
-            DeviceEvent.Kind.WAITING -> tracker.show(State.Waiting(WaitReason.COORDINATOR, event.message))
+            DeviceEvent.Kind.WAITING -> {
+                tracker.show(State.Waiting(WaitReason.COORDINATOR, event.message))
+            }
 
             DeviceEvent.Kind.SUBMITTED -> {
                 roundsDone += 1
                 tracker.store(figures(tracker.figures.lastError))
             }
 
-            else -> Unit
+            else -> {
+                Unit
+            }
         }
     }
 

@@ -19,8 +19,8 @@ import java.security.Signature
 import java.security.spec.ECGenParameterSpec
 
 /**
- * The device's key in the Android key store, made at the first use: it never leaves the device's secure hardware, a StrongBox
- * where there is one. It stays until [delete] or until the app is removed.
+ * The device's key in the Android key store, made at the first use: it never leaves the device's secure hardware, a
+ * StrongBox where there is one. It stays until [delete] or until the app is removed.
  *
  * @throws ChainFedException.Other from every member when the key store cannot be used.
  */

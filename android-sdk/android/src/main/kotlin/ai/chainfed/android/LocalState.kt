@@ -29,7 +29,8 @@ internal class LocalState(
     /**
      * What the user said.
      *
-     * @property isGiven whether they agree. @property mustDelete whether they want everything deleted, which is not done yet.
+     * @property isGiven whether they agree. @property mustDelete whether they want everything deleted, which is not
+     * done yet.
      * @property scheduled the policy that the work was last scheduled with.
      */
     data class Consent(

@@ -37,8 +37,8 @@ public class LongWorkNotification internal constructor(
 }
 
 /**
- * Builds a [LongWorkNotification]; every function returns the builder. For one thread. From Android 13 on it is seen only when
- * the app has asked for `POST_NOTIFICATIONS`; the work is the same without.
+ * Builds a [LongWorkNotification]; every function returns the builder. For one thread. From Android 13 on it is seen
+ * only when the app has asked for `POST_NOTIFICATIONS`; the work is the same without.
  */
 public class NotificationBuilder {
     private var id = DEFAULT_ID

@@ -6,8 +6,8 @@ import ai.chainfed.core.WorkRules
 /**
  * When ChainFed may work, and what it may take. Made by a [PolicyBuilder]; immutable.
  *
- * Always: there is a network, the memory is not low, power saving is off or a charger feeds the device, and the device is not
- * warmer than allowed.
+ * Always: there is a network, the memory is not low, power saving is off or a charger feeds the device, and the device
+ * is not warmer than allowed.
  */
 public class Policy internal constructor(
     internal val rules: WorkRules,
@@ -53,27 +53,34 @@ public class PolicyBuilder {
         return apply { rules = rules.copy(minFreeStorageBytes = bytes) }
     }
 
-    /** Only while the device's thermal status is [heat] or cooler; [Heat.LIGHT] unless told. Known from Android 10 on. */
+    /**
+     * Only while the device's thermal status is [heat] or cooler; [Heat.LIGHT] unless told. Known from Android 10 on.
+     */
     public fun upTo(heat: Heat): PolicyBuilder = apply { rules = rules.copy(hottest = heat) }
 
     /**
-     * The anonymous memory that the work may take, bytes; what does not fit is left to other devices. Unless told, half of
-     * what is free above the system's threshold when the work begins.
+     * The anonymous memory that the work may take, bytes; what does not fit is left to other devices. Unless told, half
+     * of what is free above the system's threshold when the work begins.
      */
     public fun memory(bytes: Long): PolicyBuilder {
         require(bytes > 0) { "memory($bytes): give the bytes that the work may take, 1 or more." }
         return apply { memoryBytes = bytes }
     }
 
-    /** How often to ask the coordinator for work, minutes; Android allows no less than 15, which is what holds unless told. */
+    /**
+     * How often to ask the coordinator for work, minutes; Android allows no less than 15, which is what holds unless
+     * told.
+     */
     public fun checkInEvery(minutes: Long): PolicyBuilder {
-        require(minutes >= SHORTEST_CHECK_IN_MINUTES) { "checkInEvery($minutes): Android allows no less than 15 minutes." }
+        require(
+            minutes >= SHORTEST_CHECK_IN_MINUTES,
+        ) { "checkInEvery($minutes): Android allows no less than 15 minutes." }
         return apply { checkInMinutes = minutes }
     }
 
     /**
-     * For how long work that a rule has stopped stands still and waits, seconds, before it is given back to the coordinator;
-     * 60 unless told.
+     * For how long work that a rule has stopped stands still and waits, seconds, before it is given back to the
+     * coordinator; 60 unless told.
      */
     public fun patience(seconds: Long): PolicyBuilder {
         require(seconds >= 0) { "patience($seconds): give 0 seconds or more." }

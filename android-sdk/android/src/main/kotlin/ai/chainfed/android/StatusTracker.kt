@@ -23,7 +23,14 @@ internal class StatusTracker(
     val figures: LocalState.Figures
         get() =
             flow.value.let {
-                LocalState.Figures(it.roundsDone, it.peakMemoryBytes, it.bytesDown, it.bytesUp, it.battery, it.lastError)
+                LocalState.Figures(
+                    it.roundsDone,
+                    it.peakMemoryBytes,
+                    it.bytesDown,
+                    it.bytesUp,
+                    it.battery,
+                    it.lastError,
+                )
             }
 
     /** Shows and stores new figures. */

@@ -20,7 +20,11 @@ internal class WorkAccount(
     fun note(state: DeviceState) {
         val last = before
         // What a charger gives in between hides what the work takes; only stretches without one are counted.
-        if (last != null && !last.isCharging && !state.isCharging) percent += maxOf(0, last.batteryPercent - state.batteryPercent)
+        if (last != null && !last.isCharging &&
+            !state.isCharging
+        ) {
+            percent += maxOf(0, last.batteryPercent - state.batteryPercent)
+        }
         before = state
     }
 

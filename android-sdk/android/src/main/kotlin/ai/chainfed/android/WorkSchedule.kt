@@ -11,12 +11,18 @@ import androidx.work.WorkRequest
 import androidx.work.await
 import java.util.concurrent.TimeUnit
 
-/** The one piece of work that ChainFed has with Android's WorkManager. It survives the process and a restart of the device. */
+/**
+ * The one piece of work that ChainFed has with Android's WorkManager. It survives the process and a restart of the
+ * device.
+ */
 internal class WorkSchedule(
     private val context: Context,
     private val policy: Policy,
 ) {
-    /** Has the work done again and again while the policy's constraints hold; takes the place of what was scheduled before. */
+    /**
+     * Has the work done again and again while the policy's constraints hold; takes the place of what was scheduled
+     * before.
+     */
     suspend fun enqueue() {
         WorkManager
             .getInstance(context)

@@ -28,8 +28,8 @@ import kotlin.random.Random
  * @property patienceMillis for how long a silent coordinator is tried again.
  * @property once leave after one assignment.
  * @property keys what it signs its results with; null where it does not sign.
- * @property policyPatienceMillis for how long work that the policy objects to is kept, to go on in the same process, before the
- * assignment is given back.
+ * @property policyPatienceMillis for how long work that the policy objects to is kept, to go on in the same process,
+ * before the assignment is given back.
  * @property idlePatienceMillis leave when the coordinator has had nothing to do for so long.
  * @property enrolmentToken asked for whenever the device makes itself known; empty where the coordinator wants none.
  */
@@ -89,8 +89,8 @@ public class DeviceReport(
     public val reason: String,
 ) {
     /**
-     * Why a device left: the coordinator said that nothing more will come, the policy objected, there was nothing to do for
-     * [DeviceSettings.idlePatienceMillis], or one assignment was asked for.
+     * Why a device left: the coordinator said that nothing more will come, the policy objected, there was nothing to do
+     * for [DeviceSettings.idlePatienceMillis], or one assignment was asked for.
      */
     public enum class End { FINISHED, POLICY, NOTHING_TO_DO, ONCE }
 }
@@ -127,8 +127,8 @@ public class Device(
 
     /**
      * Checks in and works until one of [DeviceReport.End] is reached. Suspends; computes on the caller's dispatcher,
-     * which should be a background one. Cancelled at any time it ends within one step, and goes on from there when it is
-     * run again, also in another process.
+     * which should be a background one. Cancelled at any time it ends within one step, and goes on from there when it
+     * is run again, also in another process.
      *
      * @throws ChainFedException what would fail the next assignment too: data that cannot be used, a damaged bundle, a
      * coordinator that does not answer, a state folder that another device holds, no room on the storage.
@@ -150,7 +150,12 @@ public class Device(
             enrol()
             var idleSince = System.nanoTime()
             while (true) {
-                policy.objection()?.let { return report(DeviceReport.End.POLICY, "The work policy does not hold: $it.") }
+                policy.objection()?.let {
+                    return report(
+                        DeviceReport.End.POLICY,
+                        "The work policy does not hold: $it.",
+                    )
+                }
                 val answer = checkIn(numTraining, numHeldOut)
                 when (answer.answerCase) {
                     CheckInResponse.AnswerCase.ASSIGNMENT -> {
@@ -392,18 +397,17 @@ public class Device(
     private fun report(
         end: DeviceReport.End?,
         reason: String,
-    ) =
-        DeviceReport(
-            coordinator.deviceId,
-            counts.toMap(),
-            bytesDown,
-            bytesUp,
-            usage.peakAnonymousBytes,
-            usage.peakResidentBytes,
-            usage.cpuSeconds,
-            end,
-            reason,
-        )
+    ) = DeviceReport(
+        coordinator.deviceId,
+        counts.toMap(),
+        bytesDown,
+        bytesUp,
+        usage.peakAnonymousBytes,
+        usage.peakResidentBytes,
+        usage.cpuSeconds,
+        end,
+        reason,
+    )
 
     private fun tell(
         kind: DeviceEvent.Kind,

@@ -12,8 +12,8 @@ import java.security.spec.PKCS8EncodedKeySpec
 import java.security.spec.X509EncodedKeySpec
 
 /**
- * A device's key in a file of its state folder, made at the first use: for a JVM and for tests. Whoever reads the file has the
- * key; a phone keeps its own in its key store.
+ * A device's key in a file of its state folder, made at the first use: for a JVM and for tests. Whoever reads the file
+ * has the key; a phone keeps its own in its key store.
  *
  * @throws ChainFedException.BadInput from both members when the file cannot be used.
  */
@@ -41,7 +41,12 @@ public class SoftwareDeviceKeys(
         }
 
     private fun make(): KeyPair {
-        val pair = KeyPairGenerator.getInstance("EC").apply { initialize(ECGenParameterSpec("secp256r1")) }.generateKeyPair()
+        val pair =
+            KeyPairGenerator
+                .getInstance(
+                    "EC",
+                ).apply { initialize(ECGenParameterSpec("secp256r1")) }
+                .generateKeyPair()
         val part = File(file.path + ".part")
         part.writeText(pair.public.encoded.toHex() + "\n" + pair.private.encoded.toHex() + "\n")
         moveOver(part, file)
@@ -49,18 +54,30 @@ public class SoftwareDeviceKeys(
     }
 
     private fun read(): KeyPair {
-        val (public, private) = file.readLines().map(::fromHex).takeIf { it.size == 2 } ?: throw IOException("two lines are missing")
+        val (public, private) =
+            file.readLines().map(::fromHex).takeIf { it.size == 2 }
+                ?: throw IOException("two lines are missing")
         val factory = KeyFactory.getInstance("EC")
-        return KeyPair(factory.generatePublic(X509EncodedKeySpec(public)), factory.generatePrivate(PKCS8EncodedKeySpec(private)))
+        return KeyPair(
+            factory.generatePublic(X509EncodedKeySpec(public)),
+            factory.generatePrivate(PKCS8EncodedKeySpec(private)),
+        )
     }
 
     private fun fromHex(line: String): ByteArray {
-        val bytes = line.chunked(2).map { it.toIntOrNull(HEXADECIMAL) ?: throw IOException("a line is not hexadecimal") }
+        val bytes =
+            line
+                .chunked(
+                    2,
+                ).map { it.toIntOrNull(HEXADECIMAL) ?: throw IOException("a line is not hexadecimal") }
         return ByteArray(bytes.size) { bytes[it].toByte() }
     }
 
     private fun unusable(error: Exception) =
-        ChainFedException.BadInput("The device's signing key in ${file.name} cannot be used; delete the device's data.", error)
+        ChainFedException.BadInput(
+            "The device's signing key in ${file.name} cannot be used; delete the device's data.",
+            error,
+        )
 
     private companion object {
         const val HEXADECIMAL = 16

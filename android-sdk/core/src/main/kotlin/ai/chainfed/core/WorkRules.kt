@@ -12,8 +12,9 @@ public class Objection(
 /**
  * When a device may work: what every policy of the Android SDK comes down to.
  *
- * @property charging only while a charger feeds it. @property idle only while nobody uses it. @property unmetered only on a
- * network that costs nothing. @property roaming also on a foreign network. @property minBatteryPercent only from this level on.
+ * @property charging only while a charger feeds it. @property idle only while nobody uses it. @property unmetered only
+ * on a network that costs nothing. @property roaming also on a foreign network. @property minBatteryPercent only from
+ * this level on.
  * @property minFreeStorageBytes only while so much storage is free. @property hottest only up to this thermal status.
  */
 public data class WorkRules(
@@ -28,29 +29,52 @@ public data class WorkRules(
     /** The first rule that [state] breaks; null when the device may work. */
     public fun objection(state: DeviceState): Objection? =
         when {
-            charging && !state.isCharging -> Objection(WorkRule.CHARGING, "not charging")
+            charging && !state.isCharging -> {
+                Objection(WorkRule.CHARGING, "not charging")
+            }
 
-            idle && state.isInteractive -> Objection(WorkRule.IDLE, "in use")
+            idle && state.isInteractive -> {
+                Objection(WorkRule.IDLE, "in use")
+            }
 
-            state.network == Network.NONE -> Objection(WorkRule.NETWORK, "no network")
+            state.network == Network.NONE -> {
+                Objection(WorkRule.NETWORK, "no network")
+            }
 
-            unmetered && state.network == Network.METERED -> Objection(WorkRule.UNMETERED, "the network is metered")
+            unmetered && state.network == Network.METERED -> {
+                Objection(WorkRule.UNMETERED, "the network is metered")
+            }
 
-            !roaming && state.isRoaming -> Objection(WorkRule.ROAMING, "the network is a foreign one")
+            !roaming && state.isRoaming -> {
+                Objection(WorkRule.ROAMING, "the network is a foreign one")
+            }
 
-            state.batteryPercent < minBatteryPercent ->
+            state.batteryPercent < minBatteryPercent -> {
                 Objection(WorkRule.BATTERY, "the battery is below $minBatteryPercent%")
+            }
 
-            state.isPowerSaving && !state.isCharging -> Objection(WorkRule.POWER_SAVING, "power saving is on")
+            state.isPowerSaving && !state.isCharging -> {
+                Objection(WorkRule.POWER_SAVING, "power saving is on")
+            }
 
-            state.freeStorageBytes < minFreeStorageBytes ->
-                Objection(WorkRule.STORAGE, "less than ${minFreeStorageBytes / BYTES_PER_MEGABYTE} MB of storage is free")
+            state.freeStorageBytes < minFreeStorageBytes -> {
+                Objection(
+                    WorkRule.STORAGE,
+                    "less than ${minFreeStorageBytes / BYTES_PER_MEGABYTE} MB of storage is free",
+                )
+            }
 
-            state.heat > hottest -> Objection(WorkRule.HEAT, "too warm")
+            state.heat > hottest -> {
+                Objection(WorkRule.HEAT, "too warm")
+            }
 
-            state.isMemoryLow -> Objection(WorkRule.MEMORY, "the memory is low")
+            state.isMemoryLow -> {
+                Objection(WorkRule.MEMORY, "the memory is low")
+            }
 
-            else -> null
+            else -> {
+                null
+            }
         }
 
     private companion object {

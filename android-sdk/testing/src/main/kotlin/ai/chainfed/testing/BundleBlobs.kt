@@ -16,8 +16,8 @@ import java.nio.ByteOrder
 import java.security.MessageDigest
 
 /**
- * A bundle's files and the pieces of its initial model state, as a coordinator hands them out. Small bundles only: everything is
- * in memory.
+ * A bundle's files and the pieces of its initial model state, as a coordinator hands them out. Small bundles only:
+ * everything is in memory.
  *
  * IllegalArgumentException when [folder] is no bundle.
  */
@@ -75,12 +75,18 @@ internal class BundleBlobs(
         val header = readJson(file.copyOfRange(Long.SIZE_BYTES, data)) as JsonObject
         return header.members.entries
             .filter { it.key != "__metadata__" }
-            .groupBy { (name, _) -> if (name.startsWith("statistics.")) "statistics" else name.substringBeforeLast('.') }
-            .mapValues { (_, tensors) ->
+            .groupBy { (name, _) ->
+                if (name.startsWith("statistics.")) "statistics" else name.substringBeforeLast('.')
+            }.mapValues { (_, tensors) ->
                 encode(
                     tensors.map { (name, value) ->
                         val entry = value as JsonObject
-                        val (begin, end) = (entry["data_offsets"] as JsonList).values.map { (it as JsonNumber).asLong!!.toInt() }
+                        val (begin, end) =
+                            (entry["data_offsets"] as JsonList).values.map {
+                                (it as JsonNumber)
+                                    .asLong!!
+                                    .toInt()
+                            }
                         Tensor(name, entry, file.copyOfRange(data + begin, data + end))
                     },
                 )

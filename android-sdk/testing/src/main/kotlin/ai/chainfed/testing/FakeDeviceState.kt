@@ -6,11 +6,11 @@ import ai.chainfed.core.Heat
 import ai.chainfed.core.Network
 
 /**
- * A device's state as a test wants it; at first everything allows work: charging, full, cool, not in use, on a network that
- * costs nothing. Thread-safe.
+ * A device's state as a test wants it; at first everything allows work: charging, full, cool, not in use, on a network
+ * that costs nothing. Thread-safe.
  *
- * @property onRead called with the number of the reading, from 1, before each one: where a test changes the state in the midst
- * of the work.
+ * @property onRead called with the number of the reading, from 1, before each one: where a test changes the state in
+ * the midst of the work.
  */
 public class FakeDeviceState
     @JvmOverloads

@@ -20,12 +20,13 @@ import java.util.UUID
 import java.util.concurrent.TimeUnit
 
 /**
- * A coordinator in the test's own process, for an app's unit tests: it hands out the tasks that the test queues, over a bundle's
- * initial state, checks signatures, and keeps what devices say. It aggregates nothing, and every assignment names all of the
- * bundle's files.
+ * A coordinator in the test's own process, for an app's unit tests: it hands out the tasks that the test queues, over a
+ * bundle's initial state, checks signatures, and keeps what devices say. It aggregates nothing, and every assignment
+ * names all of the bundle's files.
  *
- * A task is given to whoever asks next, stays with that device until it is handed in, and is queued again when it is given back.
- * When none is left, devices are told to wait, or with [finishWhenDone] that they are finished. Thread-safe.
+ * A task is given to whoever asks next, stays with that device until it is handed in, and is queued again when it is
+ * given back. When none is left, devices are told to wait, or with [finishWhenDone] that they are finished.
+ * Thread-safe.
  *
  * @param bundle a bundle's folder, of a small model.
  */
@@ -53,7 +54,10 @@ public class InMemoryCoordinator
         /** While true every call fails as if nobody listened. */
         public var isSilent: Boolean by service::isSilent
 
-        /** Queues training of the window of [windowSize] layers from [firstLayer] on, counted from 0, for [epochs] passes. */
+        /**
+         * Queues training of the window of [windowSize] layers from [firstLayer] on, counted from 0, for [epochs]
+         * passes.
+         */
         @JvmOverloads
         public fun train(
             firstLayer: Int,

@@ -51,7 +51,15 @@ internal class InMemoryDeviceService(
         listen()
         val id = sha256Of("chainfed-device/${request.deviceKey}".toByteArray()).take(ID_DIGITS)
         val key = request.publicKey.toByteArray()
-        if (!(publicKeys.putIfAbsent(id, key) ?: key).contentEquals(key)) throw unauthorized("The device came with another key.")
+        if (!(
+                publicKeys.putIfAbsent(
+                    id,
+                    key,
+                ) ?: key
+            ).contentEquals(key)
+        ) {
+            throw unauthorized("The device came with another key.")
+        }
         desk.hear(Heard.Enrolment(id, request.model, request.enrolmentToken, key))
         return enrolResponse { deviceId = id }
     }
@@ -59,20 +67,30 @@ internal class InMemoryDeviceService(
     override suspend fun checkIn(request: CheckInRequest): CheckInResponse {
         known(request.deviceId)
         desk.hear(
-            Heard.CheckIn(request.deviceId, request.memoryBudgetBytes, request.numTrainExamples, request.numTestExamples),
+            Heard.CheckIn(
+                request.deviceId,
+                request.memoryBudgetBytes,
+                request.numTrainExamples,
+                request.numTestExamples,
+            ),
         )
         return checkInResponse {
             when (val answer = desk.answer(request.deviceId)) {
-                is AssignmentDesk.Answer.Work -> assignment = answer.assignment
+                is AssignmentDesk.Answer.Work -> {
+                    assignment = answer.assignment
+                }
 
-                AssignmentDesk.Answer.Finished -> finished = finished { reason = "Every queued task is done." }
+                AssignmentDesk.Answer.Finished -> {
+                    finished = finished { reason = "Every queued task is done." }
+                }
 
-                AssignmentDesk.Answer.Wait ->
+                AssignmentDesk.Answer.Wait -> {
                     wait =
                         wait {
                             retryAfterMs = RETRY_MILLIS
                             reason = "no task is queued"
                         }
+                }
             }
         }
     }
@@ -80,7 +98,9 @@ internal class InMemoryDeviceService(
     override fun fetchBlob(request: FetchBlobRequest): Flow<FetchBlobResponse> =
         flow {
             known(request.deviceId)
-            val bytes = blobs[request.sha256] ?: throw refusal(Status.NOT_FOUND, "NOT_FOUND", "There is no blob ${request.sha256}.")
+            val bytes =
+                blobs[request.sha256]
+                    ?: throw refusal(Status.NOT_FOUND, "NOT_FOUND", "There is no blob ${request.sha256}.")
             var at = request.offset.toInt()
             do {
                 val end = minOf(bytes.size, at + CHUNK_BYTES)
@@ -91,7 +111,12 @@ internal class InMemoryDeviceService(
 
     override suspend fun submitProfile(request: SubmitProfileRequest): SubmitProfileResponse {
         val lines =
-            listOf("chainfed-profile", request.assignmentId, sha256Of(request.statistics.toByteArray()), "${request.numExamples}") +
+            listOf(
+                "chainfed-profile",
+                request.assignmentId,
+                sha256Of(request.statistics.toByteArray()),
+                "${request.numExamples}",
+            ) +
                 request.scoresList.map(::bits)
         verify(request.deviceId, lines, request.signature)
         desk.complete(
@@ -113,7 +138,13 @@ internal class InMemoryDeviceService(
             )
         verify(request.deviceId, lines, request.signature)
         val counts =
-            Heard.Evaluation(request.deviceId, request.assignmentId, request.numExamples, request.numCorrect, request.lossSum)
+            Heard.Evaluation(
+                request.deviceId,
+                request.assignmentId,
+                request.numExamples,
+                request.numCorrect,
+                request.lossSum,
+            )
         desk.complete(request.deviceId, request.assignmentId, counts)
         return SubmitEvaluationResponse.getDefaultInstance()
     }
@@ -133,16 +164,22 @@ internal class InMemoryDeviceService(
             if (first == null) {
                 first = request
             } else {
-                uploads.getOrPut(first.header.assignmentId) { ByteArrayOutputStream() }.write(request.chunk.toByteArray())
+                uploads
+                    .getOrPut(
+                        first.header.assignmentId,
+                    ) { ByteArrayOutputStream() }
+                    .write(request.chunk.toByteArray())
             }
         }
-        val header = first?.header ?: throw Status.INVALID_ARGUMENT.withDescription("An update has a header.").asException()
+        val header =
+            first?.header ?: throw Status.INVALID_ARGUMENT.withDescription("An update has a header.").asException()
         val bytes = uploads[header.assignmentId]?.toByteArray() ?: ByteArray(0)
         if (sha256Of(bytes) != header.update.sha256) {
             uploads.remove(header.assignmentId)
             throw refusal(Status.ABORTED, "UPDATE_REJECTED", "The update is not the one that its header names.")
         }
-        val lines = listOf("chainfed-update", header.assignmentId, header.update.sha256, "${header.metrics.numExamples}")
+        val lines =
+            listOf("chainfed-update", header.assignmentId, header.update.sha256, "${header.metrics.numExamples}")
         verify(header.deviceId, lines, header.signature)
         val update = Heard.Update(header.deviceId, header.assignmentId, header.metrics, bytes)
         desk.complete(header.deviceId, header.assignmentId, update)
@@ -163,7 +200,12 @@ internal class InMemoryDeviceService(
 
     private fun known(deviceId: String) {
         listen()
-        if (!publicKeys.containsKey(deviceId)) throw refusal(Status.NOT_FOUND, "NOT_FOUND", "There is no device $deviceId.")
+        if (!publicKeys.containsKey(
+                deviceId,
+            )
+        ) {
+            throw refusal(Status.NOT_FOUND, "NOT_FOUND", "There is no device $deviceId.")
+        }
     }
 
     private fun verify(

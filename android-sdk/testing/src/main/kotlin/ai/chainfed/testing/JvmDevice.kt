@@ -161,7 +161,9 @@ private class JvmDevice(
         val authority = values["--ca"]?.let(::File)
         val isSecure = "--tls" in flags || authority != null
         if (isSecure && "--insecure" in flags) {
-            throw UsageException("--insecure speaks without encryption, and --tls or --ca with it; give only one of them.")
+            throw UsageException(
+                "--insecure speaks without encryption, and --tls or --ca with it; give only one of them.",
+            )
         }
         if (!isSecure && ("--insecure" in flags || isLoopback(host))) {
             return OkHttpChannelBuilder.forAddress(host, port, InsecureChannelCredentials.create())
@@ -171,7 +173,10 @@ private class JvmDevice(
             try {
                 credentials.trustManager(authority)
             } catch (error: IOException) {
-                throw ChainFedException.BadInput("--ca $authority cannot be read (${error.message}); give a PEM file.", error)
+                throw ChainFedException.BadInput(
+                    "--ca $authority cannot be read (${error.message}); give a PEM file.",
+                    error,
+                )
             }
         }
         return OkHttpChannelBuilder.forAddress(host, port, credentials.build())
