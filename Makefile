@@ -12,6 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements"
 
 ARGS ?=
+MAVEN_ARGS ?=
 UPGRADE ?=
 
 # Where this is set, every import of torch would compile it anew.
@@ -20,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup protos demo check test test-all bench bench-programs vectors requirements clean
+.PHONY: help setup protos demo check android test test-all bench bench-programs vectors requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,10 +43,15 @@ check: setup ## Lint, format, types, import contracts, protocol
 	@echo "== import-linter"; $(BIN)/lint-imports --no-logo
 	@echo "== mypy"; $(BIN)/mypy
 
-test: check ## The checks and every test that is not slow
+android: setup ## Build and test the Android SDK, where there are Java 17, Maven and g++; MAVEN_ARGS are passed on
+	@if (command -v mvn && command -v javac && command -v g++) >/dev/null; then \
+		echo "== mvn verify"; CHAINFED_PYTHON=$(CURDIR)/$(BIN)/python mvn --batch-mode --quiet --file android-sdk/pom.xml verify $(MAVEN_ARGS); \
+	else echo "== no JDK, Maven or g++ here: the Android SDK is neither built nor tested"; fi
+
+test: check android ## The checks and every test that is not slow
 	@echo "== pytest"; $(BIN)/pytest -m "not slow" $(ARGS)
 
-test-all: check ## The checks and every test
+test-all: check android ## The checks and every test
 	@echo "== pytest"; $(BIN)/pytest $(ARGS)
 
 bench: setup ## Measure what the README claims; ARGS are passed on
@@ -57,6 +63,7 @@ bench-programs: setup ## Time and memory of programs of large models' sizes agai
 vectors: setup ## Write tests/vectors/bundles anew: tiny bundles with expected outputs
 	@$(BIN)/python tests/vectors/make_vectors.py
 	@$(BIN)/python tests/vectors/make_device_vectors.py
+	@$(BIN)/python tests/vectors/make_signature_vectors.py
 
 requirements: $(BOOTSTRAPPED) ## Resolve requirements/*.txt anew; UPGRADE=--upgrade raises the versions
 	@$(COMPILE) $(UPGRADE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
@@ -69,6 +76,7 @@ clean: ## Remove .venv, generated code and caches
 	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	@find protos -name '*_pb2*.py*' -type f -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find android-sdk -name target -type d -prune -exec rm -rf {} +
 
 $(BOOTSTRAPPED): requirements/bootstrap.txt
 	@python=; for candidate in $(PYTHON_CANDIDATES); do \

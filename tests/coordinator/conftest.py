@@ -28,6 +28,7 @@ from chainfed.core.manifest import (
     layer_file,
 )
 from chainfed.core.rpc import CHANNEL_OPTIONS, error_of
+from chainfed.core.signing import SigningKey, evaluation_text, profile_text, update_text
 from chainfed.core.tensors import Tensors, decode, encode, sha256_hex, state_shapes
 from chainfed.v1 import blob_pb2
 from chainfed.v1 import device_service_pb2 as pb
@@ -132,6 +133,8 @@ class FakeDevice:
     scores: tuple[float, ...] = (0.95, 0.7, 0.6, 0.5)
     train: Callable[[pb.Assignment, Tensors], Tensors | None] = lambda assignment, update: update
     abandon_reason: int = pb.ABANDON_REASON_NOT_FINITE
+    token: str = ""
+    signing_key: SigningKey | None = None
     done: list[str] = field(default_factory=list)
     seen: list[pb.Assignment] = field(default_factory=list)
 
@@ -146,8 +149,18 @@ class FakeDevice:
             options=(*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)),
         )
         self.service = pb_grpc.DeviceServiceStub(self.channel)
-        request = pb.EnrolRequest(device_key=self.key, model="fake", bundle_format_version=1)
+        request = pb.EnrolRequest(
+            device_key=self.key,
+            model="fake",
+            bundle_format_version=1,
+            enrolment_token=self.token,
+            public_key=self.signing_key.public_key if self.signing_key else b"",
+        )
         self.device_id = self.service.Enrol(request, timeout=10, wait_for_ready=True).device_id
+
+    def sign(self, text: str) -> bytes:
+        """The device's signature; none when it has no key."""
+        return self.signing_key.sign(text) if self.signing_key else b""
 
     def check_in(self, timeout: float = 2.0) -> pb.CheckInResponse:
         """Asks for work."""
@@ -181,8 +194,7 @@ class FakeDevice:
         if task == "profile":
             self.service.SubmitProfile(self.profile(assignment, rng), timeout=20)
         elif task == "evaluate":
-            request = pb.SubmitEvaluationRequest(**ids, num_examples=self.num_test, num_correct=2, loss_sum=1.5)
-            self.service.SubmitEvaluation(request, timeout=20)
+            self.service.SubmitEvaluation(self.evaluation(assignment), timeout=20)
         else:
             update = self.train(assignment, self.draw(assignment))
             if update is None:
@@ -198,12 +210,25 @@ class FakeDevice:
         for layer in range(LAYERS):
             statistics[f"statistics.{layer}.mean"] = rng.normal(size=HIDDEN).astype(np.float32)
             statistics[f"statistics.{layer}.variance"] = rng.uniform(0.5, 2.0, size=HIDDEN).astype(np.float32)
+        data, count = encode(statistics), min(self.num_train, assignment.profile.max_examples)
         return pb.SubmitProfileRequest(
             device_id=self.device_id,
             assignment_id=assignment.assignment_id,
-            num_examples=min(self.num_train, assignment.profile.max_examples),
+            num_examples=count,
             scores=self.scores,
-            statistics=encode(statistics),
+            statistics=data,
+            signature=self.sign(profile_text(assignment.assignment_id, sha256_hex(data), count, self.scores)),
+        )
+
+    def evaluation(self, assignment: pb.Assignment) -> pb.SubmitEvaluationRequest:
+        """Counts of this device's held-out examples."""
+        return pb.SubmitEvaluationRequest(
+            device_id=self.device_id,
+            assignment_id=assignment.assignment_id,
+            num_examples=self.num_test,
+            num_correct=2,
+            loss_sum=1.5,
+            signature=self.sign(evaluation_text(assignment.assignment_id, self.num_test, 2, 1.5)),
         )
 
     def draw(self, assignment: pb.Assignment) -> Tensors:
@@ -232,6 +257,7 @@ class FakeDevice:
             "update": blob_pb2.BlobRef(sha256=sha256_hex(data), size_bytes=len(data)),
             "offset": offset,
             "metrics": self.metrics(),
+            "signature": self.sign(update_text(assignment.assignment_id, sha256_hex(data), self.num_train)),
         }
         return pb.SubmitUpdateRequest(header=pb.UpdateHeader(**values | changes))
 

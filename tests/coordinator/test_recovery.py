@@ -30,8 +30,8 @@ MAIN = "from chainfed.core.cli import main; main()"
 class Process:
     """`chainfed coordinator` in a process of its own, on one port for all of its lives."""
 
-    def __init__(self, state: Path) -> None:
-        self._state, self.address = state, "127.0.0.1:0"
+    def __init__(self, state: Path, listen: str, *options: str) -> None:
+        self._state, self.address, self._options = state, listen, options
         self.start()
 
     def start(self) -> None:
@@ -45,6 +45,7 @@ class Process:
             "--json",
             "--log-format",
             "json",
+            *self._options,
         ]
         self._process = subprocess.Popen(
             [sys.executable, "-c", MAIN, *arguments], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -64,8 +65,8 @@ class Process:
 
 
 @contextmanager
-def process(state: Path) -> Iterator[Process]:
-    running = Process(state)
+def process(state: Path, listen: str = "127.0.0.1:0", *options: str) -> Iterator[Process]:
+    running = Process(state, listen, *options)
     try:
         yield running
     finally:

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine, inspect
 
 from chainfed.coordinator.assignments import new_assignments
 from chainfed.coordinator.configuration import complete
@@ -28,9 +30,9 @@ from chainfed.coordinator.records import (
     RunState,
     UpdateReport,
 )
-from chainfed.coordinator.store import SqlStore, open_store
+from chainfed.coordinator.store import SqlStore, open_store, schema
 from chainfed.coordinator.store.tables import metadata
-from chainfed.core.errors import BadInputError, ConflictError, NotFoundError
+from chainfed.core.errors import BadInputError, ConflictError, NotFoundError, UnauthorizedError
 from tests.coordinator.conftest import config, make_manifest
 
 METRICS = Metrics(7, 4, 0.5, 0.4, 0.1, 0.9, 1000, 2.5)
@@ -166,6 +168,31 @@ async def test_a_device_is_known_by_its_key(store: SqlStore, clock: SetClock) ->
     assert device.last_seen_ms == clock.ms
     with pytest.raises(NotFoundError, match="enrol first"):
         await store.check_in("f" * 16, 0, 0, 0)
+
+
+async def test_a_public_key_stays_the_devices_own(opener: Opener, clock: SetClock) -> None:
+    store = await opener(clock)
+    device_id = await store.enrol("key", "Pixel", 1)
+    assert (await store.device(device_id)).public_key is None
+    assert await store.enrol("key", "Pixel", 1, b"\0mine") == device_id  # it may begin to sign
+    for other in (b"another", None):
+        with pytest.raises(UnauthorizedError, match="another public key before"):
+            await store.enrol("key", "Pixel 9", 1, other)
+    await store.close()
+    store = await opener(clock)
+    device = await store.device(device_id)
+    assert (device.public_key, device.model) == (b"\0mine", "Pixel")
+    assert await store.enrol("key", "Pixel 9", 1, b"\0mine") == device_id
+    assert [device.model for device in await store.devices()] == ["Pixel 9"]
+    await store.close()
+
+
+async def test_only_a_new_device_must_be_admitted(store: SqlStore) -> None:
+    with pytest.raises(UnauthorizedError, match="valid enrolment token"):
+        await store.enrol("key", "Pixel", 1, None, False)
+    assert await store.devices() == []
+    device_id = await store.enrol("key", "Pixel", 1, None, True)
+    assert await store.enrol("key", "Pixel", 1, None, False) == device_id
 
 
 async def test_a_result_counts_once(store: SqlStore) -> None:
@@ -337,6 +364,31 @@ async def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
         differences = compare_metadata(MigrationContext.configure(connection), metadata)
     engine.dispose()
     assert differences == []
+
+
+async def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    address = f"sqlite:///{path}"
+    store = await open_store(address)
+    device_id = await store.enrol("key", "Pixel", 1)
+    await store.close()
+    engine = create_engine(address)
+    with engine.begin() as connection:
+        migrate(connection, "0001")
+        assert "public_key" not in {column["name"] for column in inspect(connection).get_columns("devices")}
+    engine.dispose()
+    store = await open_store(address)
+    assert (await store.device(device_id)).public_key is None
+    assert await store.enrol("key", "Pixel", 1, b"mine") == device_id
+    await store.close()
+
+
+def migrate(connection: Connection, revision: str) -> None:
+    """Takes the tables back to an older version."""
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    settings.attributes["connection"] = connection
+    command.downgrade(settings, revision)
 
 
 async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:

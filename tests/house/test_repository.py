@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-TARGETS = ("setup", "protos", "demo", "check", "test", "test-all", "bench", "vectors", "requirements", "clean")
+TARGETS = (
+    *("setup", "protos", "demo", "check", "android", "test", "test-all"),
+    *("bench", "bench-programs", "vectors", "requirements", "clean"),
+)
 
 # Put together here, so that this file does not hold them either.
 REGISTRY_HOSTS = [

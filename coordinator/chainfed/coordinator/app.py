@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import logging
 import os
 import threading
@@ -16,37 +15,20 @@ from types import TracebackType
 import grpc
 
 from chainfed.coordinator.blobs import FolderBlobs, Updates
+from chainfed.coordinator.certificate import ServerCertificate
+from chainfed.coordinator.enrolment_tokens import EnrolmentTokens
 from chainfed.coordinator.ports import SystemClock
 from chainfed.coordinator.rounds import Patience
 from chainfed.coordinator.runner import Runner
 from chainfed.coordinator.service import device_service, run_service
 from chainfed.coordinator.store import SqlStore, open_store
+from chainfed.core.address import DEFAULT_ADDRESS, split_address
 from chainfed.core.errors import AddressInUseError, BadInputError
 from chainfed.core.rpc import SERVER_OPTIONS
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS = "127.0.0.1:7700"
 _GRACE_SECONDS = 2.0
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises BadInputError when it is neither."""
-    host, separator, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise BadInputError(
-            f"The address {address!r} is not HOST:PORT with a port of 0 to 65535; give one like {DEFAULT_ADDRESS}."
-        )
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host name or address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Coordinator:
@@ -54,11 +36,19 @@ class Coordinator:
 
     `state` holds everything that it must not forget: `coordinator.sqlite`, `blobs/`, `uploads/`. One
     process at a time uses it. `listen` is HOST:PORT; with port 0 the system chooses one, which `address`
-    says.
+    says. Without a certificate it speaks in plain text; without tokens it admits every device.
     """
 
-    def __init__(self, state: Path, listen: str = DEFAULT_ADDRESS, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        state: Path,
+        listen: str = DEFAULT_ADDRESS,
+        patience: Patience | None = None,
+        certificate: ServerCertificate | None = None,
+        tokens: EnrolmentTokens | None = None,
+    ) -> None:
         self._state, self._listen, self._patience = state, listen, patience or Patience()
+        self._certificate, self._tokens = certificate, tokens
         self._lock = -1
         self.address = ""
 
@@ -81,7 +71,7 @@ class Coordinator:
         self._store: SqlStore = await open_store(f"sqlite:///{self._state / 'coordinator.sqlite'}", clock)
         try:
             self._runner = Runner(self._store, blobs, updates, clock, self._patience)
-            self._devices = device_service.DeviceService(self._store, blobs, updates, self._runner)
+            self._devices = device_service.DeviceService(self._store, blobs, updates, self._runner, self._tokens)
             self._runs = run_service.RunService(self._store, blobs, self._runner, clock)
             self._server = grpc.aio.server(options=SERVER_OPTIONS)
             device_service.add(self._devices, self._server)
@@ -96,7 +86,10 @@ class Coordinator:
     def _bind(self, host: str, port: int) -> str:
         shown = f"[{host}]" if ":" in host else host
         try:
-            bound = self._server.add_insecure_port(f"{shown}:{port}")
+            if self._certificate is None:
+                bound = self._server.add_insecure_port(f"{shown}:{port}")
+            else:
+                bound = self._server.add_secure_port(f"{shown}:{port}", self._certificate.credentials())
         except RuntimeError as error:
             raise AddressInUseError(
                 f"The coordinator cannot listen on {shown}:{port}: another process holds the port, or the "
@@ -143,7 +136,13 @@ def lock_folder(folder: Path) -> int:
 
 
 @contextmanager
-def in_background(state: Path, listen: str = "127.0.0.1:0", patience: Patience | None = None) -> Iterator[str]:
+def in_background(
+    state: Path,
+    listen: str = "127.0.0.1:0",
+    patience: Patience | None = None,
+    certificate: ServerCertificate | None = None,
+    tokens: EnrolmentTokens | None = None,
+) -> Iterator[str]:
     """A coordinator in a thread with an event loop of its own, for emulations and tests. Gives its address.
 
     Raises what starting it raises.
@@ -155,7 +154,7 @@ def in_background(state: Path, listen: str = "127.0.0.1:0", patience: Patience |
     async def serve() -> None:
         stop = asyncio.Event()
         ending.append((asyncio.get_running_loop(), stop))
-        async with Coordinator(state, listen, patience) as coordinator:
+        async with Coordinator(state, listen, patience, certificate, tokens) as coordinator:
             outcome.append(coordinator.address)
             started.set()
             await stop.wait()

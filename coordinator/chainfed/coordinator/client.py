@@ -15,6 +15,7 @@ from chainfed.core.errors import ChainFedError, NotFoundError, RunFailedError, U
 from chainfed.core.manifest import Bundle
 from chainfed.core.rpc import CHANNEL_OPTIONS, CHUNK_BYTES, error_of
 from chainfed.core.tensors import sha256_hex
+from chainfed.core.transport import Transport, choose_transport
 from chainfed.v1 import blob_pb2
 from chainfed.v1 import run_service_pb2 as pb
 from chainfed.v1 import run_service_pb2_grpc as pb_grpc
@@ -28,13 +29,13 @@ Progress = Callable[[int, int], None]
 class OperatorClient:
     """Calls the RunService at `address` (HOST:PORT); a context manager. Not bound to a thread.
 
-    Every method raises UnreachableError when no coordinator answers there, and otherwise the error that the
-    coordinator raised.
+    Without a `transport` it speaks in plain text to this machine and TLS to every other. Every method raises
+    UnreachableError when no coordinator answers there, and otherwise the error that the coordinator raised.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, transport: Transport | None = None) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = _channel(address, transport or choose_transport(address))
         self._service = pb_grpc.RunServiceStub(self._channel)
 
     def __enter__(self) -> OperatorClient:
@@ -159,6 +160,13 @@ def require_success(run: pb.Run) -> None:
     """Raises RunFailedError, with the run's reason, when the run failed."""
     if run.state == pb.RUN_STATE_FAILED:
         raise RunFailedError(run.reason)
+
+
+def _channel(address: str, transport: Transport) -> grpc.Channel:
+    if not transport.encrypted:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(transport.root_certificates)
+    return grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

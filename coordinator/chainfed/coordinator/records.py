@@ -71,7 +71,8 @@ class Blob:
 @dataclass(frozen=True)
 class Device:
     """A device as of its last check-in. Times are Unix milliseconds; `last_seen_ms` is 0 before the first
-    check-in."""
+    check-in. `public_key` is what its signatures are held against, SubjectPublicKeyInfo in DER; None: it does not
+    sign."""
 
     device_id: str
     model: str
@@ -81,6 +82,7 @@ class Device:
     memory_budget_bytes: int = 0
     num_train_examples: int = 0
     num_test_examples: int = 0
+    public_key: bytes | None = None
 
 
 @dataclass(frozen=True)

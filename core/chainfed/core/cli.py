@@ -42,7 +42,7 @@ unusable bundle;
 6 verification failed; 7 coordinator unreachable; 8 address or folder in use; 9 memory budget too small; 10 run
 failed; 11 packages missing;
 12 not found; 13 not possible in this state; 14 update refused; 15 training left the finite numbers; 16 device fails
-interop cases; 130 interrupted."""
+interop cases; 17 device not admitted; 130 interrupted."""
 
 
 class LazyGroup(click.Group):

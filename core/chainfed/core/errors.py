@@ -137,6 +137,15 @@ class InteropError(ChainFedError):
     exit_code = 16
 
 
+class UnauthorizedError(ChainFedError):
+    """A device that is not admitted: no valid enrolment token, another key than its own, or a signature that is not
+    its."""
+
+    code = "UNAUTHORIZED"
+    grpc_status = "UNAUTHENTICATED"
+    exit_code = 17
+
+
 def error_classes() -> tuple[type[ChainFedError], ...]:
     """All classes of the tree below `ChainFedError`, in order of exit code."""
     found: list[type[ChainFedError]] = []

@@ -39,6 +39,10 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 of the calls."""
 
 
+_CERTIFICATE_WORDS = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+"""What gRPC says when a server's certificate does not count: its authority, its time, its name."""
+
+
 @runtime_checkable
 class RpcFailure(Protocol):
     """What `grpc.RpcError` and `grpc.aio.AioRpcError` have in common."""
@@ -66,6 +70,21 @@ def error_of(failure: Exception, address: str) -> ChainFedError:
             return error_from_code(value if isinstance(value, str) else value.decode("ascii", "replace"), details)
     status = str(getattr(failure.code(), "name", failure.code()))
     if status == "UNAVAILABLE":
+        if any(word in details for word in _CERTIFICATE_WORDS):
+            return UnreachableError(
+                f"What answers at {address} has no valid certificate for that name from an authority that is trusted "
+                "here; give --ca with the authority's certificate and --coordinator with a name that stands in the "
+                "coordinator's."
+            )
+        if "handshake failed" in details:
+            return UnreachableError(
+                f"What answers at {address} does not speak TLS; see the address and whether the coordinator has "
+                "--tls-certificate."
+            )
+        if "Socket closed" in details:
+            return UnreachableError(
+                f"What answers at {address} closed the connection; try again, with --tls or --ca if it speaks TLS."
+            )
         return UnreachableError(
             f"No coordinator answers at {address}; start one with `chainfed coordinator` or give another address."
         )

@@ -14,6 +14,9 @@ import grpc
 from chainfed.core.errors import METADATA_KEY, UnreachableError
 from chainfed.core.manifest import FORMAT_VERSION
 from chainfed.core.rpc import CHANNEL_OPTIONS, RpcFailure, error_of
+from chainfed.core.signing import SigningKey, evaluation_text, profile_text
+from chainfed.core.tensors import sha256_hex
+from chainfed.core.transport import Transport, choose_transport
 from chainfed.harness.outcome import EvaluationOutcome
 from chainfed.v1 import device_service_pb2 as pb
 from chainfed.v1 import device_service_pb2_grpc as pb_grpc
@@ -41,11 +44,21 @@ def device_id_of(device_key: str) -> str:
 class Coordinator:
     """Calls to one coordinator. Make it in the process that uses it: a channel does not survive a fork."""
 
-    def __init__(self, address: str, patience_seconds: float, on_retry: OnRetry = lambda message: None) -> None:
-        """Connects lazily. address: HOST:PORT. patience_seconds: how long a silence may last before a call fails."""
+    def __init__(
+        self,
+        address: str,
+        patience_seconds: float,
+        on_retry: OnRetry = lambda message: None,
+        transport: Transport | None = None,
+        signing_key: SigningKey | None = None,
+    ) -> None:
+        """Connects lazily. address: HOST:PORT. patience_seconds: how long a silence may last before a call fails.
+        transport: None speaks in plain text to this machine and TLS to every other. signing_key: None signs nothing.
+        """
         self.address = address
         self._patience, self._on_retry = patience_seconds, on_retry
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = _channel(address, transport or choose_transport(address))
+        self._signing_key = signing_key
         self.stub = pb_grpc.DeviceServiceStub(self._channel)
         self.device_id = ""
 
@@ -80,16 +93,27 @@ class Coordinator:
                     raise _unreachable(failure, self.address, silence) from failure
                 if not told:
                     told = True
-                    self._on_retry(f"The coordinator at {self.address} does not answer; trying again.")
+                    self._on_retry(f"{error_of(failure, self.address)} (Trying again.)")
                 time.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def enrol(self, device_key: str, model: str) -> str:
-        """Makes the device known and remembers its identity, which it returns."""
-        request = pb.EnrolRequest(device_key=device_key, model=model[:128], bundle_format_version=FORMAT_VERSION)
+    def enrol(self, device_key: str, model: str, enrolment_token: str = "") -> str:
+        """Makes the device known and remembers its identity, which it returns. Raises UnauthorizedError when the
+        coordinator asks for another token of a new device, or knows the device by another signing key."""
+        request = pb.EnrolRequest(
+            device_key=device_key,
+            model=model[:128],
+            bundle_format_version=FORMAT_VERSION,
+            enrolment_token=enrolment_token,
+            public_key=self._signing_key.public_key if self._signing_key is not None else b"",
+        )
         response = self.attempt(lambda: self.stub.Enrol(request, timeout=CALL_SECONDS))
         self.device_id = response.device_id
         return self.device_id
+
+    def sign(self, text: str) -> bytes:
+        """The device's signature of a text; empty when it signs nothing."""
+        return b"" if self._signing_key is None else self._signing_key.sign(text)
 
     def check_in(self, memory_budget_bytes: int, num_train: int, num_test: int) -> pb.CheckInResponse:
         """Asks for work."""
@@ -109,17 +133,20 @@ class Coordinator:
             num_examples=num_examples,
             scores=scores,
             statistics=data,
+            signature=self.sign(profile_text(assignment_id, sha256_hex(data), num_examples, scores)),
         )
         self.attempt(lambda: self.stub.SubmitProfile(request, timeout=CALL_SECONDS))
 
     def submit_evaluation(self, assignment_id: str, outcome: EvaluationOutcome) -> None:
         """Hands in counts."""
+        counts = (outcome.num_examples, outcome.num_correct, outcome.loss_sum)
         request = pb.SubmitEvaluationRequest(
             device_id=self.device_id,
             assignment_id=assignment_id,
             num_examples=outcome.num_examples,
             num_correct=outcome.num_correct,
             loss_sum=outcome.loss_sum,
+            signature=self.sign(evaluation_text(assignment_id, *counts)),
         )
         self.attempt(lambda: self.stub.SubmitEvaluation(request, timeout=CALL_SECONDS))
 
@@ -129,6 +156,12 @@ class Coordinator:
             device_id=self.device_id, assignment_id=assignment_id, reason=reason, detail=detail[:1024]
         )
         self.attempt(lambda: self.stub.Abandon(request, timeout=CALL_SECONDS))
+
+
+def _channel(address: str, transport: Transport) -> grpc.Channel:
+    if not transport.encrypted:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(transport.root_certificates), options=_OPTIONS)
 
 
 def _is_answer(failure: grpc.RpcError) -> bool:

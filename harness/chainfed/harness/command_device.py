@@ -7,6 +7,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from chainfed.core.address import is_loopback, split_address
 from chainfed.core.errors import BadInputError
 from chainfed.harness.device import DeviceSettings
 
@@ -72,6 +73,8 @@ def _options(settings: DeviceSettings) -> list[str]:
     ]
     if settings.test_file is not None:
         options += ["--test-data", str(settings.test_file)]
+    if not is_loopback(split_address(settings.coordinator)[0]):
+        options.append("--insecure")
     if settings.device_key is not None:
         options += ["--key", settings.device_key]
     return options

@@ -26,9 +26,11 @@ from chainfed.core.errors import (
     MemoryBudgetError,
     NotFiniteError,
     NotFoundError,
+    UnauthorizedError,
     UpdateRejectedError,
 )
 from chainfed.core.manifest import parse_manifest
+from chainfed.core.transport import Transport
 from chainfed.harness.assignment import (
     EVALUATE,
     Finding,
@@ -59,7 +61,8 @@ class DeviceSettings:
     train_file, test_file: JSON lines. memory_budget_bytes: anonymous memory that it may use; 0 means no limit.
     device_key: None takes the one that the state folder has, or makes one. patience_seconds: how long a silent
     coordinator is tried again. files_folder: bundle files shared with other devices of the machine. once: leave after
-    one assignment.
+    one assignment. transport: None speaks in plain text to this machine and TLS to every other. enrolment_token: what
+    the coordinator may ask of a new device.
     """
 
     coordinator: str
@@ -73,6 +76,8 @@ class DeviceSettings:
     patience_seconds: float = 30.0
     files_folder: Path | None = None
     once: bool = False
+    transport: Transport | None = None
+    enrolment_token: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def run_device(
 
     compute_slot: entered around all computing, never while waiting for the network; entered many times. Raises
     BadInputError for data that cannot be used, BundleError for a damaged bundle, UnreachableError when the
-    coordinator is silent for longer than the patience, AddressInUseError when another device has the state folder.
+    coordinator is silent for longer than the patience, AddressInUseError when another device has the state folder,
+    UnauthorizedError when the coordinator does not admit the device or its signature.
     """
     num_train = count_rows(settings.train_file)
     num_test = count_rows(settings.test_file) if settings.test_file is not None else 0
@@ -131,7 +137,9 @@ def run_device(
         def tell_retry(message: str) -> None:
             on_event(DeviceEvent("retrying", message))
 
-        with Coordinator(settings.coordinator, settings.patience_seconds, tell_retry) as coordinator:
+        with Coordinator(
+            settings.coordinator, settings.patience_seconds, tell_retry, settings.transport, storage.signing_key()
+        ) as coordinator:
             slot = compute_slot if compute_slot is not None else nullcontext()
             device = _Device(settings, storage, coordinator, slot, on_event, key, num_train, num_test)
             return device.run()
@@ -186,7 +194,7 @@ class _Device:
         )
 
     def _enrol(self) -> None:
-        device_id = self.coordinator.enrol(self.key, self.settings.model_name)
+        device_id = self.coordinator.enrol(self.key, self.settings.model_name, self.settings.enrolment_token)
         self.on_event(DeviceEvent("enrolled", f"This is device {device_id}."))
 
     def _check_in(self) -> pb.CheckInResponse:
@@ -237,6 +245,9 @@ class _Device:
             self._abandon(assignment, pb.ABANDON_REASON_MEMORY, str(error))
         except _REFUSALS as error:
             self._abandon(assignment, pb.ABANDON_REASON_INTERNAL, f"The coordinator refused: {error}")
+        except UnauthorizedError as error:
+            self._abandon(assignment, pb.ABANDON_REASON_INTERNAL, f"The coordinator refused: {error}")
+            raise
         except BundleError as error:
             self._abandon(assignment, pb.ABANDON_REASON_BAD_BUNDLE, str(error))
             raise

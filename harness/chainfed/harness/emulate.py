@@ -14,6 +14,7 @@ from typing import Any
 from chainfed.coordinator.admission import choose_window_size
 from chainfed.coordinator.client import OperatorClient, require_success
 from chainfed.coordinator.plain import plain
+from chainfed.core.address import near_address
 from chainfed.core.errors import BadInputError, ChainFedError
 from chainfed.core.examples import read_examples
 from chainfed.core.json_lines import read_objects
@@ -120,10 +121,10 @@ def emulate(settings: EmulationSettings, on_event: Callable[[Event], None] | Non
         settings.folder / "coordinator", settings.folder / "coordinator.log", settings.listen
     )
     try:
-        devices = [replace(device, coordinator=coordinator.address) for device in devices]
+        devices = [replace(device, coordinator=near_address(coordinator.address)) for device in devices]
         fleet = DeviceFleet(devices, settings.folder / "slots", settings.workers, settings.commands)
         try:
-            with OperatorClient(coordinator.address) as client:
+            with OperatorClient(near_address(coordinator.address)) as client:
                 run_id = client.create(bundle, settings.config, name=settings.folder.name).run_id
                 client.start(run_id)
                 record = _follow(client, run_id, settings.folder / "events.jsonl", (coordinator, fleet), on_event)

@@ -1,4 +1,4 @@
-"""A device's state folder: its key, fetched blobs, work in progress, kept hidden states; for one process at a time."""
+"""A device's state folder: its keys, fetched blobs, work in progress, kept hidden states; for one process at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 from chainfed.core.errors import AddressInUseError, BadInputError
+from chainfed.core.signing import SigningKey
 from chainfed.harness.transfer import BlobFolder
 
 _IDENTITY_FILE = "device.json"
+_SIGNING_KEY_FILE = "device-key.pem"
 _LOCK_FILE = "lock"
 
 
@@ -75,6 +77,17 @@ class DeviceStorage:
             part.write_text(json.dumps({"device_key": key}) + "\n", encoding="utf-8")
             part.replace(path)
         return key
+
+    def signing_key(self) -> SigningKey:
+        """The key that the device signs with, made once and kept from then on.
+
+        Raises BadInputError when what was kept is no such key.
+        """
+        path = self.folder / _SIGNING_KEY_FILE
+        try:
+            return SigningKey.kept(path)
+        except OSError as error:
+            raise BadInputError(f"{path} cannot be used ({error.strerror}); make it readable and writable.") from error
 
     def forget_other_work(self, assignment_id: str) -> None:
         """Removes what was under way for any other assignment."""

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from chainfed.core.errors import BundleError, ConflictError
 from chainfed.core.rpc import CHUNK_BYTES
+from chainfed.core.signing import update_text
 from chainfed.core.tensors import sha256_file
 from chainfed.harness.client import CALL_SECONDS, Coordinator
 from chainfed.v1 import blob_pb2
@@ -79,6 +80,7 @@ def upload(
     """
     size = path.stat().st_size
     sent = 0
+    signature = coordinator.sign(update_text(assignment_id, sha256, metrics.num_examples))
     query = pb.QueryUploadRequest(device_id=coordinator.device_id, assignment_id=assignment_id, sha256=sha256)
 
     def stream(offset: int) -> Iterator[pb.SubmitUpdateRequest]:
@@ -90,6 +92,7 @@ def upload(
             update=update,
             offset=offset,
             metrics=metrics,
+            signature=signature,
         )
         yield pb.SubmitUpdateRequest(header=header)
         with path.open("rb") as file:

@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 
 import click
 
-from chainfed.coordinator.app import DEFAULT_ADDRESS
 from chainfed.coordinator.cli import showing
 from chainfed.coordinator.client import OperatorClient, require_success
 from chainfed.coordinator.plain import plain
+from chainfed.core.address import DEFAULT_ADDRESS
 from chainfed.core.console import json_option, out, print_json
 from chainfed.core.errors import BadInputError
 from chainfed.core.manifest import Bundle
 from chainfed.core.tensors import sha256_hex
+from chainfed.core.transport import Transport, transport_options
 from chainfed.v1 import run_service_pb2 as pb
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,7 +25,8 @@ _STATISTICS = {"window_end": "GLOBAL_BRANCH_STATISTICS_WINDOW_END", "last_layer"
 
 
 def coordinator_option(function: Function) -> Function:
-    """The `--coordinator` option; the command receives it as `coordinator`."""
+    """The options `--coordinator`, `--tls`, `--ca` and `--insecure`; the command receives `coordinator` and
+    `transport`."""
     return click.option(
         "--coordinator",
         default=DEFAULT_ADDRESS,
@@ -33,7 +35,7 @@ def coordinator_option(function: Function) -> Function:
         show_envvar=True,
         metavar="HOST:PORT",
         help="Where the coordinator listens.",
-    )(function)
+    )(transport_options(function))
 
 
 @click.group()
@@ -70,10 +72,12 @@ def command() -> None:
 @click.option("--max-update-norm", type=float, default=0.0, show_default=True, help="Larger is refused; 0: no bound.")
 @coordinator_option
 @json_option
-def create(bundle: Path, name: str, start: bool, coordinator: str, as_json: bool, **settings: Any) -> None:
+def create(
+    bundle: Path, name: str, start: bool, coordinator: str, transport: Transport, as_json: bool, **settings: Any
+) -> None:
     """Upload what is missing of BUNDLE and create a run over it."""
     config = _config(settings)
-    with OperatorClient(coordinator) as client:
+    with OperatorClient(coordinator, transport) as client:
         run = client.create(Bundle(bundle), config, name)
         _show(client.start(run.run_id) if start else run, as_json)
 
@@ -122,8 +126,8 @@ def _verb(name: str, summary: str, act: Callable[[OperatorClient, str], pb.Run])
     @click.argument("run_id", metavar="RUN")
     @coordinator_option
     @json_option
-    def verb(run_id: str, coordinator: str, as_json: bool) -> None:
-        with OperatorClient(coordinator) as client:
+    def verb(run_id: str, coordinator: str, transport: Transport, as_json: bool) -> None:
+        with OperatorClient(coordinator, transport) as client:
             _show(act(client, run_id), as_json)
 
 
@@ -137,9 +141,9 @@ _verb("show", "Show everything about a run.", OperatorClient.get)
 @command.command("list", epilog="Example: chainfed run list --json")
 @coordinator_option
 @json_option
-def list_runs(coordinator: str, as_json: bool) -> None:
+def list_runs(coordinator: str, transport: Transport, as_json: bool) -> None:
     """List all runs, newest first."""
-    with OperatorClient(coordinator) as client:
+    with OperatorClient(coordinator, transport) as client:
         runs = client.list()
     if as_json:
         print_json({"runs": [plain(run) for run in runs]})
@@ -154,12 +158,12 @@ def list_runs(coordinator: str, as_json: bool) -> None:
 )
 @coordinator_option
 @json_option
-def watch(run_id: str, from_sequence: int, coordinator: str, as_json: bool) -> None:
+def watch(run_id: str, from_sequence: int, coordinator: str, transport: Transport, as_json: bool) -> None:
     """Follow a run until it ends, one line for each event (a JSON object with --json).
 
     Exits with 10 when the run fails.
     """
-    with OperatorClient(coordinator) as client:
+    with OperatorClient(coordinator, transport) as client:
         for event in client.watch(run_id, from_sequence, patience_seconds=30):
             if as_json:
                 print_json(plain(event))
@@ -174,10 +178,12 @@ def watch(run_id: str, from_sequence: int, coordinator: str, as_json: bool) -> N
 @click.option("--round", "rounds_done", type=click.IntRange(0), help="Training rounds done.  [default: the newest]")
 @coordinator_option
 @json_option
-def checkpoint(run_id: str, target: Path, rounds_done: int | None, coordinator: str, as_json: bool) -> None:
+def checkpoint(
+    run_id: str, target: Path, rounds_done: int | None, coordinator: str, transport: Transport, as_json: bool
+) -> None:
     """Fetch a checkpoint: adapters, heads and statistics as safetensors, for `chainfed evaluate` and
     `chainfed merge`."""
-    with OperatorClient(coordinator) as client:
+    with OperatorClient(coordinator, transport) as client:
         data = client.checkpoint(run_id, rounds_done)
     try:
         partial = target.with_name(target.name + ".partial")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ import grpc
 from chainfed.coordinator.aggregation import checked_tensors, largest_encoding
 from chainfed.coordinator.assignments import update_shapes
 from chainfed.coordinator.blobs import FolderBlobs, Updates
+from chainfed.coordinator.enrolment_tokens import LONGEST_TOKEN, EnrolmentTokens
 from chainfed.coordinator.foat import profile_shapes
 from chainfed.coordinator.records import (
     ENDED_STATES,
@@ -31,9 +32,11 @@ from chainfed.coordinator.service import requests
 from chainfed.coordinator.service.errors import Context, answering, streaming
 from chainfed.coordinator.service.messages import assignment_message
 from chainfed.coordinator.store import SqlStore
-from chainfed.core.errors import BadInputError, ConflictError, UpdateRejectedError
+from chainfed.core.errors import BadInputError, ConflictError, UnauthorizedError, UpdateRejectedError
 from chainfed.core.manifest import Manifest
 from chainfed.core.rpc import CHUNK_BYTES
+from chainfed.core.signing import PublicKey, evaluation_text, profile_text, update_text
+from chainfed.core.tensors import sha256_hex
 from chainfed.v1 import device_service_pb2 as pb
 from chainfed.v1 import device_service_pb2_grpc as pb_grpc
 
@@ -49,11 +52,19 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
     """The servicer behind the protocol's DeviceService.
 
     A check-in that finds no work is held for up to ten seconds, so that a device hears of its assignment at
-    once; how many are held is bounded.
+    once; how many are held is bounded. `tokens` are what new devices are admitted with; None: they need none.
     """
 
-    def __init__(self, store: SqlStore, blobs: FolderBlobs, updates: Updates, runner: Runner) -> None:
+    def __init__(
+        self,
+        store: SqlStore,
+        blobs: FolderBlobs,
+        updates: Updates,
+        runner: Runner,
+        tokens: EnrolmentTokens | None = None,
+    ) -> None:
         self._store, self._blobs, self._updates, self._runner = store, blobs, updates, runner
+        self._tokens = tokens
         self._held = 0
         self._known: set[str] = set()
         self._sent: Counter[str] = Counter()
@@ -70,7 +81,12 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
         key = requests.text(request.device_key, "device_key", 1, 128, printable_ascii=True)
         model = requests.text(request.model, "model", 0, 128)
         version = requests.at_least(request.bundle_format_version, 1, "bundle_format_version")
-        return pb.EnrolResponse(device_id=await self._store.enrol(key, model, version))
+        token = requests.text(request.enrolment_token, "enrolment_token", 0, LONGEST_TOKEN)
+        public_key = request.public_key or None
+        if public_key is not None:
+            PublicKey(public_key)
+        admitted = self._tokens is None or self._tokens.admits(token)
+        return pb.EnrolResponse(device_id=await self._store.enrol(key, model, version, public_key, admitted))
 
     @answering
     async def CheckIn(self, request: pb.CheckInRequest, context: Context) -> pb.CheckInResponse:  # noqa: N802
@@ -144,6 +160,7 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
         """Takes FOAT scores and statistics."""
         assignment, current, run = await self._assignment(request.device_id, request.assignment_id)
         _require_task(current, "a profile", RoundKind.PROFILE)
+        await self._require_signature(assignment, request.signature, lambda: _profile_text(request))
         if assignment.state is AssignmentState.OPEN:
             manifest = self._runner.manifest(run)
             try:
@@ -173,6 +190,10 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
         """Takes counts of held-out examples."""
         assignment, current, _ = await self._assignment(request.device_id, request.assignment_id)
         _require_task(current, "an evaluation", RoundKind.EVALUATE)
+        counts = (request.num_examples, request.num_correct, request.loss_sum)
+        await self._require_signature(
+            assignment, request.signature, lambda: evaluation_text(assignment.assignment_id, *counts)
+        )
         if assignment.state is AssignmentState.OPEN:
             try:
                 report = requests.evaluation(request)
@@ -208,6 +229,8 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
         update = requests.blob(header.update, "update")
         assignment, current, run = await self._assignment(header.device_id, header.assignment_id)
         _require_task(current, "an update", RoundKind.WARMUP, RoundKind.TRAIN)
+        signed = (assignment.assignment_id, update.sha256, header.metrics.num_examples)
+        await self._require_signature(assignment, header.signature, lambda: update_text(*signed))
         if assignment.state is not AssignmentState.OPEN:
             return pb.SubmitUpdateResponse(counted=assignment.state is AssignmentState.REPORTED)
         requests.at_least(header.offset, 0, "offset")
@@ -274,6 +297,21 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
             await self._store.add_bytes_down(current, sent)
         return assignment, current, run
 
+    async def _require_signature(self, assignment: Assignment, signature: bytes, text: Callable[[], str]) -> None:
+        """Raises UnauthorizedError unless the assignment's device signed the text, if it enrolled with a key.
+
+        Nothing else happens then: whoever sent this need not be the device, whose work goes on.
+        """
+        public_key = (await self._store.device(assignment.device_id)).public_key
+        if public_key is None or await asyncio.to_thread(_verifies, public_key, signature, text):
+            return
+        log.warning("signature refused", extra={"device": assignment.device_id, "run": assignment.run_id})
+        raise UnauthorizedError(
+            f"The signature on this result of assignment {assignment.assignment_id} is "
+            f"{'not that of device ' + assignment.device_id if signature else 'missing'}; sign it with the key that "
+            "the device enrolled with."
+        )
+
     async def _count(self, assignment: Assignment, report: Report, bytes_up: int) -> bool:
         return await self._store.report(assignment.assignment_id, assignment.device_id, report, bytes_up)
 
@@ -284,6 +322,16 @@ class DeviceService(pb_grpc.DeviceServiceServicer):
             assignment.assignment_id, assignment.device_id, AssignmentState.REFUSED, 0, f"refused: {error}"
         )
         self._updates.remove(assignment.assignment_id)
+
+
+def _verifies(public_key: bytes, signature: bytes, text: Callable[[], str]) -> bool:
+    return PublicKey(public_key).verifies(signature, text())
+
+
+def _profile_text(request: pb.SubmitProfileRequest) -> str:
+    return profile_text(
+        request.assignment_id, sha256_hex(request.statistics), request.num_examples, list(request.scores)
+    )
 
 
 def _require_task(current: Round, what: str, *kinds: RoundKind) -> None:

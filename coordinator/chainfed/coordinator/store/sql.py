@@ -53,9 +53,17 @@ class SqlStore:
 
     # Devices
 
-    async def enrol(self, device_key: str, model: str, bundle_format_version: int) -> str:
-        """Makes a device known. Returns its device_id."""
-        return await self._write(devices.enrol, device_key, model, bundle_format_version)
+    async def enrol(
+        self,
+        device_key: str,
+        model: str,
+        bundle_format_version: int,
+        public_key: bytes | None = None,
+        admitted: bool = True,
+    ) -> str:
+        """Makes a device known. Returns its device_id. Raises UnauthorizedError for a new device that is not
+        `admitted`, and for a known one with another public key."""
+        return await self._write(devices.enrol, device_key, model, bundle_format_version, public_key, admitted)
 
     async def check_in(self, device_id: str, budget: int, num_train: int, num_test: int) -> None:
         """Stores what a device has now. Raises NotFoundError."""

@@ -31,6 +31,7 @@ devices = Table(
     Column("memory_budget_bytes", BigInteger, nullable=False),
     Column("num_train_examples", BigInteger, nullable=False),
     Column("num_test_examples", BigInteger, nullable=False),
+    Column("public_key", LargeBinary),
 )
 
 runs = Table(

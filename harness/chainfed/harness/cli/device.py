@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from chainfed.core.console import err, json_option, megabytes, out, print_json, table
-from chainfed.core.errors import BadInputError
+from chainfed.core.transport import Transport, transport_options
 
 if TYPE_CHECKING:
     from chainfed.harness.device import DeviceEvent, DeviceReport
@@ -20,6 +20,15 @@ _EPILOG = (
 
 @click.command(epilog=_EPILOG)
 @click.option("--coordinator", required=True, metavar="HOST:PORT", help="Where the coordinator listens.")
+@transport_options
+@click.option(
+    "--enrolment-token",
+    default="",
+    envvar="CHAINFED_ENROLMENT_TOKEN",
+    show_envvar=True,
+    metavar="TEXT",
+    help="What the coordinator may ask of a device that it does not know yet.",
+)
 @click.option(
     "--state",
     "state_folder",
@@ -55,6 +64,8 @@ _EPILOG = (
 @json_option
 def command(
     coordinator: str,
+    transport: Transport,
+    enrolment_token: str,
     state_folder: Path,
     train_file: Path,
     test_file: Path | None,
@@ -67,8 +78,6 @@ def command(
     as_json: bool,
 ) -> None:
     """Be one emulated device: check in, fetch, compute, hand in, until the coordinator has nothing more to do."""
-    if ":" not in coordinator:
-        raise BadInputError(f"--coordinator {coordinator} is no HOST:PORT; give for example 127.0.0.1:7447.")
     from chainfed.harness.device import DeviceSettings, run_device
 
     settings = DeviceSettings(
@@ -82,6 +91,8 @@ def command(
         threads=threads,
         patience_seconds=patience,
         once=once,
+        transport=transport,
+        enrolment_token=enrolment_token,
     )
     report = run_device(settings, on_event=_Narrator())
     if as_json:

@@ -54,10 +54,12 @@ private fun bootId(): String =
 internal class WorkSettings(
     val memoryBudgetBytes: Long,
     val policy: WorkPolicy,
+    val policyPatienceMillis: Long,
     val mappings: Mappings,
     val cpuSeconds: () -> Double,
     val prefetch: (File) -> Unit,
     val tell: (String) -> Unit,
+    val pause: (String) -> Unit,
 )
 
 /**
@@ -123,23 +125,16 @@ private suspend fun run(
             profile(work, assignment.profile)
         }
 
-        Assignment.TaskCase.WARMUP -> {
-            warmUp(work, assignment.warmup)
-        }
+        Assignment.TaskCase.WARMUP -> warmUp(work, assignment.warmup)
 
-        Assignment.TaskCase.TRAIN -> {
-            train(work, assignment.train)
-        }
+        Assignment.TaskCase.TRAIN -> train(work, assignment.train)
 
-        Assignment.TaskCase.EVALUATE -> {
-            evaluate(work)
-        }
+        Assignment.TaskCase.EVALUATE -> evaluate(work)
 
-        else -> {
+        else ->
             throw ChainFedException.BadInput(
                 "The coordinator sent a task that this ChainFed does not know; install a newer one.",
             )
-        }
     }
 
 /** One process's work on an assignment: what it has used, and whether it may go on. */
@@ -168,19 +163,39 @@ private class Session(
 
     suspend fun checkpoint(message: String) {
         kotlinx.coroutines.yield()
-        if (assignment.deadlineUnixMs in 1 until System.currentTimeMillis()) {
-            throw StopWork(AbandonReason.ABANDON_REASON_INTERNAL, "The deadline passed before the work was done.")
-        }
-        settings.policy.objection()?.let {
-            throw StopWork(AbandonReason.ABANDON_REASON_POLICY, "The work policy does not hold: $it.")
-        }
+        checkDeadline()
+        settings.policy.objection()?.let { awaitPolicy(it) }
         if (message.isNotEmpty()) {
             note()
             settings.tell(message)
         }
     }
 
+    private fun checkDeadline() {
+        if (assignment.deadlineUnixMs in 1 until System.currentTimeMillis()) {
+            throw StopWork(AbandonReason.ABANDON_REASON_INTERNAL, "The deadline passed before the work was done.")
+        }
+    }
+
+    /** Stands still until the policy holds again; gives the work back when that takes too long. */
+    private suspend fun awaitPolicy(objection: String) {
+        settings.pause(objection)
+        val until = System.nanoTime() + settings.policyPatienceMillis * NANOS_PER_MILLI
+        var reason = objection
+        while (System.nanoTime() < until) {
+            kotlinx.coroutines.delay(POLICY_POLL_MILLIS)
+            checkDeadline()
+            reason = settings.policy.objection() ?: return
+        }
+        throw StopWork(AbandonReason.ABANDON_REASON_POLICY, "The work policy does not hold: $reason.")
+    }
+
     override fun close(): Unit = meter.close()
+
+    private companion object {
+        const val NANOS_PER_MILLI = 1_000_000L
+        const val POLICY_POLL_MILLIS = 500L
+    }
 }
 
 private fun usageOf(journal: Journal): Usage {

@@ -40,6 +40,7 @@ internal class Coordinator(
     channel: Channel,
     private val address: String,
     private val patienceMillis: Long,
+    private val keys: DeviceKeys?,
     private val onRetry: (String) -> Unit,
 ) {
     private val stub = DeviceServiceCoroutineStub(channel)
@@ -94,6 +95,7 @@ internal class Coordinator(
                 this.model = model.take(MAX_MODEL_NAME)
                 bundleFormatVersion = Manifest.FORMAT_VERSION
                 enrolmentToken = token
+                keys?.let { publicKey = UnsafeByteOperations.unsafeWrap(it.publicKey) }
             }
         deviceId = attempt { timed(CALL_SECONDS).enrol(request) }.deviceId
     }
@@ -141,6 +143,7 @@ internal class Coordinator(
                 numExamples = outcome.numExamples
                 scores += outcome.scores
                 statistics = UnsafeByteOperations.unsafeWrap(tensors)
+                signature = signatureOf { signedProfile(assignment, outcome.tensorsSha256, outcome) }
             }
         attempt { timed(CALL_SECONDS).submitProfile(request) }
     }
@@ -156,6 +159,7 @@ internal class Coordinator(
                 numExamples = outcome.numExamples
                 numCorrect = outcome.numCorrect
                 lossSum = outcome.lossSum
+                signature = signatureOf { signedEvaluation(assignment, outcome) }
             }
         attempt { timed(CALL_SECONDS).submitEvaluation(request) }
     }
@@ -195,6 +199,7 @@ internal class Coordinator(
                 sha256 = fileSha256
             }
         val size = file.length()
+        val signed = signatureOf { signedUpdate(assignment, fileSha256, measured.numExamples) }
         var sent = 0L
 
         suspend fun submit(): Boolean {
@@ -211,6 +216,7 @@ internal class Coordinator(
                         }
                     offset = state.receivedBytes
                     metrics = measured
+                    signature = signed
                 }
             val first = submitUpdateRequest { this.header = header }
             val parts = updateParts(first, file, state.receivedBytes) { sent += it }
@@ -226,6 +232,10 @@ internal class Coordinator(
             }
         }
     }
+
+    /** The signature of [text]; empty where the device does not sign. */
+    private fun signatureOf(text: () -> ByteArray): ByteString =
+        keys?.let { UnsafeByteOperations.unsafeWrap(it.sign(text())) } ?: ByteString.EMPTY
 
     private fun updateParts(
         header: SubmitUpdateRequest,
@@ -269,27 +279,24 @@ internal class Coordinator(
     ): ChainFedException {
         val tried = "(Tried for ${silenceMillis / MILLIS_PER_SECOND} s.)"
         return when (failure.status.code) {
-            Status.Code.UNAVAILABLE -> {
+            Status.Code.UNAVAILABLE ->
                 ChainFedException.Unreachable(
                     "No coordinator answers at $address; check the address and the network. $tried",
                     failure,
                 )
-            }
 
-            Status.Code.DEADLINE_EXCEEDED -> {
+            Status.Code.DEADLINE_EXCEEDED ->
                 ChainFedException.Unreachable(
                     "The coordinator at $address did not answer in time; try again later. $tried",
                     failure,
                 )
-            }
 
-            else -> {
+            else ->
                 ChainFedException.Other(
                     "The coordinator at $address failed with ${failure.status.code}: " +
                         "${failure.status.description ?: "no details"}.",
                     failure,
                 )
-            }
         }
     }
 

@@ -27,6 +27,10 @@ import kotlin.random.Random
  * @property threads threads that programs compute with.
  * @property patienceMillis for how long a silent coordinator is tried again.
  * @property once leave after one assignment.
+ * @property keys what it signs its results with; null where it does not sign.
+ * @property policyPatienceMillis for how long work that the policy objects to is kept, to go on in the same process,
+ * before the assignment is given back.
+ * @property idlePatienceMillis leave when the coordinator has had nothing to do for so long.
  * @property enrolmentToken asked for whenever the device makes itself known; empty where the coordinator wants none.
  */
 public class DeviceSettings
@@ -40,6 +44,9 @@ public class DeviceSettings
         public val threads: Int = 1,
         public val patienceMillis: Long = DEFAULT_PATIENCE_MILLIS,
         public val once: Boolean = false,
+        public val keys: DeviceKeys? = null,
+        public val policyPatienceMillis: Long = 0,
+        public val idlePatienceMillis: Long = Long.MAX_VALUE,
         public val enrolmentToken: suspend () -> String = { "" },
     ) {
         private companion object {
@@ -55,7 +62,7 @@ public class DeviceEvent(
     public val assignmentId: String = "",
 ) {
     /** What kind of thing it was. */
-    public enum class Kind { ENROLLED, WAITING, RETRYING, ASSIGNMENT, PROGRESS, SUBMITTED, ABANDONED, FINISHED }
+    public enum class Kind { ENROLLED, WAITING, RETRYING, ASSIGNMENT, PROGRESS, PAUSED, SUBMITTED, ABANDONED, FINISHED }
 
     override fun toString(): String = if (round == null) message else "Round $round: $message"
 }
@@ -65,10 +72,12 @@ public class DeviceEvent(
  *
  * @property assignments how many of each kind were handed in ("profile", "warmup", "train", "evaluate"), and
  * "abandoned".
- * @property bytesDown blobs received. @property bytesUp updates and profiles sent.
+ * @property bytesDown blobs received.
+ * @property bytesUp updates and profiles sent.
  * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped
  * files.
- * @property reason why it ended.
+ * @property end what ended it; null while it goes on.
+ * @property reason the same in words.
  */
 public class DeviceReport(
     public val deviceId: String,
@@ -78,8 +87,15 @@ public class DeviceReport(
     public val peakAnonymousBytes: Long,
     public val peakResidentBytes: Long,
     public val cpuSeconds: Double,
+    public val end: End?,
     public val reason: String,
-)
+) {
+    /**
+     * Why a device left: the coordinator said that nothing more will come, the policy objected, there was nothing to do
+     * for [DeviceSettings.idlePatienceMillis], or one assignment was asked for.
+     */
+    public enum class End { FINISHED, POLICY, NOTHING_TO_DO, ONCE }
+}
 
 /**
  * A device: the algorithm of `docs/device.md` over one coordinator.
@@ -98,7 +114,7 @@ public class Device(
     private val runtime = ModuleRuntime(settings.threads)
     private val mappings = Mappings()
     private val coordinator =
-        Coordinator(channel, settings.address, settings.patienceMillis) {
+        Coordinator(channel, settings.address, settings.patienceMillis, settings.keys) {
             onEvent(DeviceEvent(DeviceEvent.Kind.RETRYING, it))
         }
     private val counts = LinkedHashMap<String, Int>()
@@ -107,11 +123,14 @@ public class Device(
     private var usage = Usage(0.0, 0, 0)
     private val tokens = HashMap<String, TokenData>()
 
+    /** What it did so far; to be read on the thread that works (in `onEvent`), or when [run] has ended. */
+    public val soFar: DeviceReport
+        get() = report(null, "")
+
     /**
-     * Checks in and works until the coordinator says that nothing more will come, the policy objects, or, with
-     * [DeviceSettings.once], one assignment is done. Suspends; computes on the caller's dispatcher, which should be a
-     * background one. Cancelled at any time it ends within one step, and goes on from there when it is run again, also
-     * in another process.
+     * Checks in and works until one of [DeviceReport.End] is reached. Suspends; computes on the caller's dispatcher,
+     * which should be a background one. Cancelled at any time it ends within one step, and goes on from there when it
+     * is run again, also in another process.
      *
      * @throws ChainFedException what would fail the next assignment too: data that cannot be used, a damaged bundle, a
      * coordinator that does not answer, a state folder that another device holds, no room on the storage.
@@ -129,25 +148,34 @@ public class Device(
         suspend fun run(): DeviceReport {
             val numTraining = examples.numTraining()
             val numHeldOut = examples.numHeldOut()
+            runtime.prepare()
             enrol()
+            var idleSince = System.nanoTime()
             while (true) {
-                policy.objection()?.let { return report("The work policy does not hold: $it.") }
+                policy.objection()?.let {
+                    return report(DeviceReport.End.POLICY, "The work policy does not hold: $it.")
+                }
                 val answer = checkIn(numTraining, numHeldOut)
                 when (answer.answerCase) {
                     CheckInResponse.AnswerCase.ASSIGNMENT -> {
                         workOn(answer.assignment)
-                        if (settings.once) return report("One assignment was asked for.")
+                        if (settings.once) return report(DeviceReport.End.ONCE, "One assignment was asked for.")
+                        idleSince = System.nanoTime()
                     }
 
                     CheckInResponse.AnswerCase.FINISHED -> {
                         onEvent(DeviceEvent(DeviceEvent.Kind.FINISHED, answer.finished.reason))
-                        return report(answer.finished.reason)
+                        return report(DeviceReport.End.FINISHED, answer.finished.reason)
                     }
 
                     else -> {
                         onEvent(DeviceEvent(DeviceEvent.Kind.WAITING, answer.wait.reason))
-                        val pause = maxOf(answer.wait.retryAfterMs, SHORTEST_WAIT_MILLIS)
-                        delay((pause * Random.nextDouble(SHORTEST_SHARE, LONGEST_SHARE)).toLong())
+                        val share = Random.nextDouble(SHORTEST_SHARE, LONGEST_SHARE)
+                        val pause = (maxOf(answer.wait.retryAfterMs, SHORTEST_WAIT_MILLIS) * share).toLong()
+                        if (millisSince(idleSince) + pause > settings.idlePatienceMillis) {
+                            return report(DeviceReport.End.NOTHING_TO_DO, answer.wait.reason)
+                        }
+                        delay(pause)
                     }
                 }
             }
@@ -219,10 +247,12 @@ public class Device(
             WorkSettings(
                 settings.memoryBudgetBytes,
                 policy,
+                settings.policyPatienceMillis,
                 mappings,
                 ::processCpuSeconds,
                 prefetch = { file -> background.launch(Dispatchers.IO) { runInterruptible { readAhead(file) } } },
                 tell = { tell(DeviceEvent.Kind.PROGRESS, it, assignment) },
+                pause = { tell(DeviceEvent.Kind.PAUSED, "The work policy does not hold: $it.", assignment) },
             )
 
         /** Fetches what is missing of the bundle's files and, into [pieces], of the model state. */
@@ -278,9 +308,7 @@ public class Device(
             val id = assignment.assignmentId
             var counted = true
             when (val outcome = finding.outcome) {
-                is Outcome.Evaluation -> {
-                    coordinator.submitEvaluation(id, outcome)
-                }
+                is Outcome.Evaluation -> coordinator.submitEvaluation(id, outcome)
 
                 is Outcome.Profile -> {
                     val tensors = resultFile(journal, outcome.tensorsSha256).readBytes()
@@ -333,25 +361,16 @@ public class Device(
     /** What the coordinator is told of a failure; never anything about an example. */
     private fun answerTo(error: ChainFedException): Pair<AbandonReason, String> =
         when (error) {
-            is ChainFedException.NotFinite -> {
-                AbandonReason.ABANDON_REASON_NOT_FINITE to error.message.orEmpty()
-            }
+            is ChainFedException.NotFinite -> AbandonReason.ABANDON_REASON_NOT_FINITE to error.message.orEmpty()
 
-            is ChainFedException.MemoryBudget -> {
-                AbandonReason.ABANDON_REASON_MEMORY to error.message.orEmpty()
-            }
+            is ChainFedException.MemoryBudget -> AbandonReason.ABANDON_REASON_MEMORY to error.message.orEmpty()
 
-            is ChainFedException.BadBundle -> {
-                AbandonReason.ABANDON_REASON_BAD_BUNDLE to error.message.orEmpty()
-            }
+            is ChainFedException.BadBundle -> AbandonReason.ABANDON_REASON_BAD_BUNDLE to error.message.orEmpty()
 
-            is ChainFedException.BadInput -> {
+            is ChainFedException.BadInput ->
                 AbandonReason.ABANDON_REASON_NO_EXAMPLES to "The device's data do not suit the task."
-            }
 
-            else -> {
-                AbandonReason.ABANDON_REASON_INTERNAL to "The coordinator refused: ${error.message}"
-            }
+            else -> AbandonReason.ABANDON_REASON_INTERNAL to "The coordinator refused: ${error.message}"
         }
 
     private fun ChainFedException.failsTheNextToo(): Boolean =
@@ -363,17 +382,20 @@ public class Device(
             else -> true
         }
 
-    private fun report(reason: String) =
-        DeviceReport(
-            coordinator.deviceId,
-            counts.toMap(),
-            bytesDown,
-            bytesUp,
-            usage.peakAnonymousBytes,
-            usage.peakResidentBytes,
-            usage.cpuSeconds,
-            reason,
-        )
+    private fun report(
+        end: DeviceReport.End?,
+        reason: String,
+    ) = DeviceReport(
+        coordinator.deviceId,
+        counts.toMap(),
+        bytesDown,
+        bytesUp,
+        usage.peakAnonymousBytes,
+        usage.peakResidentBytes,
+        usage.cpuSeconds,
+        end,
+        reason,
+    )
 
     private fun tell(
         kind: DeviceEvent.Kind,
@@ -387,6 +409,10 @@ public class Device(
         const val LONGEST_SHARE = 1.1
     }
 }
+
+private fun millisSince(nanoTime: Long): Long = (System.nanoTime() - nanoTime) / NANOS_PER_MILLI
+
+private const val NANOS_PER_MILLI = 1_000_000L
 
 private fun IOException.isStorageFull(): Boolean = message.orEmpty().contains("No space left")
 

@@ -1,6 +1,7 @@
 package ai.chainfed.core
 
 import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.asFlow
 import kotlinx.coroutines.flow.count
 
 /** Something that a device learns from. Nothing of it is ever logged, or leaves the device. */
@@ -94,6 +95,14 @@ public class ExampleSource private constructor(
             heldOut: Flow<Example>? = null,
         ): ExampleSource = ExampleSource(training, heldOut)
 
+        /** The same of collections, which are read anew each time. */
+        @JvmStatic
+        @JvmOverloads
+        public fun text(
+            training: Iterable<Example>,
+            heldOut: Iterable<Example>? = null,
+        ): ExampleSource = ExampleSource(training.asFlow(), heldOut?.asFlow())
+
         /** Texts, conversations or token ids for a language model. */
         @JvmStatic
         @JvmOverloads
@@ -101,6 +110,14 @@ public class ExampleSource private constructor(
             training: Flow<Passage>,
             heldOut: Flow<Passage>? = null,
         ): ExampleSource = ExampleSource(training, heldOut)
+
+        /** The same of collections, which are read anew each time. */
+        @JvmStatic
+        @JvmOverloads
+        public fun passages(
+            training: Iterable<Passage>,
+            heldOut: Iterable<Passage>? = null,
+        ): ExampleSource = ExampleSource(training.asFlow(), heldOut?.asFlow())
 
         /** Items of either kind; a language model takes a labelled text as a text. */
         @JvmStatic

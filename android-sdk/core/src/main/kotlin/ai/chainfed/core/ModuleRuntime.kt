@@ -1,6 +1,7 @@
 package ai.chainfed.core
 
 import org.pytorch.executorch.EValue
+import org.pytorch.executorch.ExecuTorchRuntime
 import org.pytorch.executorch.ExecutorchRuntimeException
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
@@ -13,6 +14,10 @@ import java.nio.FloatBuffer
 internal class ModuleRuntime(
     private val threads: Int,
 ) : ProgramRuntime {
+    override fun prepare() {
+        ExecuTorchRuntime.getRegisteredBackends()
+    }
+
     override fun load(
         file: File,
         entry: ProgramEntry,

@@ -6,6 +6,9 @@ import java.nio.FloatBuffer
 
 /** Loads a bundle's programs. */
 internal interface ProgramRuntime {
+    /** Loads what the process needs before its first program, so that no assignment is charged for it. */
+    fun prepare(): Unit = Unit
+
     /**
      * Loads the program in [file], which [entry] describes and [name] names.
      *

@@ -6,15 +6,19 @@ import ai.chainfed.core.DeviceEvent
 import ai.chainfed.core.DeviceReport
 import ai.chainfed.core.DeviceSettings
 import ai.chainfed.core.ExampleSource
+import ai.chainfed.core.SoftwareDeviceKeys
 import ai.chainfed.core.WorkPolicy
 import ai.chainfed.core.coordinatorChannel
 import ai.chainfed.json.JsonNumber
 import ai.chainfed.json.JsonObject
 import ai.chainfed.json.JsonString
 import ai.chainfed.json.writeJson
+import io.grpc.InsecureChannelCredentials
+import io.grpc.TlsChannelCredentials
 import io.grpc.okhttp.OkHttpChannelBuilder
 import kotlinx.coroutines.runBlocking
 import java.io.File
+import java.io.IOException
 import java.util.concurrent.TimeUnit
 import kotlin.system.exitProcess
 
@@ -28,6 +32,10 @@ private const val HELP = """Usage: chainfed-jvm-device [OPTIONS]
 
 Options:
   --coordinator HOST:PORT  Where the coordinator listens.  [required]
+  --tls                    Speak TLS; the default unless the address is loopback.
+  --ca FILE                PEM file with the authority to trust, instead of the system's; implies --tls.
+  --insecure               Speak without encryption to an address of another machine.
+  --enrolment-token TEXT   What the coordinator asks of a device that it does not know.  [env: CHAINFED_ENROLMENT_TOKEN]
   --state FOLDER           The device's key, files and work; made when absent. A killed device goes on from it.
                            [required]
   --data FILE              Training examples: JSON lines (optionally .gz).  [required]
@@ -43,7 +51,7 @@ Options:
 
 Example: chainfed-jvm-device --coordinator 127.0.0.1:7700 --state device-1 --data train.jsonl --test-data test.jsonl"""
 
-private val FLAGS = setOf("--once", "--json", "--help")
+private val FLAGS = setOf("--once", "--json", "--help", "--tls", "--insecure")
 private val VALUE_OPTIONS =
     setOf(
         "--coordinator",
@@ -55,6 +63,8 @@ private val VALUE_OPTIONS =
         "--model-name",
         "--threads",
         "--patience",
+        "--ca",
+        "--enrolment-token",
     )
 private const val EXIT_USAGE = 2
 private const val BYTES_PER_MEGABYTE = 1_000_000
@@ -101,38 +111,36 @@ private class JvmDevice(
         while (left.isNotEmpty()) {
             val (name, joined) = left.removeFirst().split('=', limit = 2).let { it[0] to it.getOrNull(1) }
             when (name) {
-                in FLAGS -> {
-                    flags += name
-                }
+                in FLAGS -> flags += name
 
                 in VALUE_OPTIONS -> {
                     values[name] = joined ?: left.removeFirstOrNull() ?: throw UsageException("$name needs a value.")
                 }
 
-                else -> {
-                    throw UsageException("There is no option $name; see --help.")
-                }
+                else -> throw UsageException("There is no option $name; see --help.")
             }
         }
     }
 
     private fun work(): DeviceReport {
         val address = required("--coordinator")
-        val (host, port) = hostAndPort(address)
+        val stateFolder = File(required("--state"))
         val training = itemsOf(File(required("--data")))
         val heldOut = values["--test-data"]?.let { itemsOf(File(it)) }
         val settings =
             DeviceSettings(
                 address = address,
-                stateFolder = File(required("--state")),
+                stateFolder = stateFolder,
                 modelName = values["--model-name"] ?: "jvm",
                 memoryBudgetBytes = (number("--memory-mb", 0.0) * BYTES_PER_MEGABYTE).toLong(),
                 deviceKey = values["--key"],
                 threads = maxOf(1, number("--threads", 1.0).toInt()),
                 patienceMillis = (number("--patience", 30.0) * MILLIS_PER_SECOND).toLong(),
                 once = "--once" in flags,
+                keys = SoftwareDeviceKeys(File(stateFolder, "device-key")),
+                enrolmentToken = { values["--enrolment-token"] ?: System.getenv("CHAINFED_ENROLMENT_TOKEN").orEmpty() },
             )
-        val channel = coordinatorChannel(OkHttpChannelBuilder.forAddress(host, port).usePlaintext())
+        val channel = coordinatorChannel(channelBuilder(address))
         try {
             val examples = ExampleSource.items(training, heldOut)
             val device = Device(settings, channel, examples, WorkPolicy { null }, Narrator())
@@ -141,6 +149,36 @@ private class JvmDevice(
             channel.shutdownNow().awaitTermination(1, TimeUnit.SECONDS)
         }
     }
+
+    /** TLS where --tls or --ca ask for it or the address is not this machine's own, unless --insecure. */
+    private fun channelBuilder(address: String): OkHttpChannelBuilder {
+        val (host, port) = hostAndPort(address)
+        val authority = values["--ca"]?.let(::File)
+        val isSecure = "--tls" in flags || authority != null
+        if (isSecure && "--insecure" in flags) {
+            throw UsageException(
+                "--insecure speaks without encryption, and --tls or --ca with it; give only one of them.",
+            )
+        }
+        if (!isSecure && ("--insecure" in flags || isLoopback(host))) {
+            return OkHttpChannelBuilder.forAddress(host, port, InsecureChannelCredentials.create())
+        }
+        val credentials = TlsChannelCredentials.newBuilder()
+        if (authority != null) {
+            try {
+                credentials.trustManager(authority)
+            } catch (error: IOException) {
+                throw ChainFedException.BadInput(
+                    "--ca $authority cannot be read (${error.message}); give a PEM file.",
+                    error,
+                )
+            }
+        }
+        return OkHttpChannelBuilder.forAddress(host, port, credentials.build())
+    }
+
+    private fun isLoopback(host: String): Boolean =
+        host == "localhost" || host == "::1" || host == "[::1]" || host.startsWith("127.")
 
     private fun hostAndPort(address: String): Pair<String, Int> {
         val port = address.substringAfterLast(':', "").toIntOrNull()
