@@ -135,9 +135,7 @@ internal class DeviceSession(
                 tracker.store(figures(tracker.figures.lastError))
             }
 
-            else -> {
-                Unit
-            }
+            else -> {} // What does not change the status.
         }
     }
 

@@ -125,23 +125,16 @@ private suspend fun run(
             profile(work, assignment.profile)
         }
 
-        Assignment.TaskCase.WARMUP -> {
-            warmUp(work, assignment.warmup)
-        }
+        Assignment.TaskCase.WARMUP -> warmUp(work, assignment.warmup)
 
-        Assignment.TaskCase.TRAIN -> {
-            train(work, assignment.train)
-        }
+        Assignment.TaskCase.TRAIN -> train(work, assignment.train)
 
-        Assignment.TaskCase.EVALUATE -> {
-            evaluate(work)
-        }
+        Assignment.TaskCase.EVALUATE -> evaluate(work)
 
-        else -> {
+        else ->
             throw ChainFedException.BadInput(
                 "The coordinator sent a task that this ChainFed does not know; install a newer one.",
             )
-        }
     }
 
 /** One process's work on an assignment: what it has used, and whether it may go on. */

@@ -279,27 +279,24 @@ internal class Coordinator(
     ): ChainFedException {
         val tried = "(Tried for ${silenceMillis / MILLIS_PER_SECOND} s.)"
         return when (failure.status.code) {
-            Status.Code.UNAVAILABLE -> {
+            Status.Code.UNAVAILABLE ->
                 ChainFedException.Unreachable(
                     "No coordinator answers at $address; check the address and the network. $tried",
                     failure,
                 )
-            }
 
-            Status.Code.DEADLINE_EXCEEDED -> {
+            Status.Code.DEADLINE_EXCEEDED ->
                 ChainFedException.Unreachable(
                     "The coordinator at $address did not answer in time; try again later. $tried",
                     failure,
                 )
-            }
 
-            else -> {
+            else ->
                 ChainFedException.Other(
                     "The coordinator at $address failed with ${failure.status.code}: " +
                         "${failure.status.description ?: "no details"}.",
                     failure,
                 )
-            }
         }
     }
 

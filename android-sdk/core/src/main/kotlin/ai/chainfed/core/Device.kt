@@ -72,10 +72,19 @@ public class DeviceEvent(
  *
  * @property assignments how many of each kind were handed in ("profile", "warmup", "train", "evaluate"), and
  * "abandoned".
+<<<<<<< HEAD
  * @property bytesDown blobs received. @property bytesUp updates and profiles sent.
  * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped
  * files.
  * @property end what ended it; null while it goes on. @property reason the same in words.
+=======
+ * @property bytesDown blobs received.
+ * @property bytesUp updates and profiles sent.
+ * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped
+ * files.
+ * @property end what ended it; null while it goes on.
+ * @property reason the same in words.
+>>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
  */
 public class DeviceReport(
     public val deviceId: String,
@@ -151,10 +160,14 @@ public class Device(
             var idleSince = System.nanoTime()
             while (true) {
                 policy.objection()?.let {
+<<<<<<< HEAD
                     return report(
                         DeviceReport.End.POLICY,
                         "The work policy does not hold: $it.",
                     )
+=======
+                    return report(DeviceReport.End.POLICY, "The work policy does not hold: $it.")
+>>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
                 }
                 val answer = checkIn(numTraining, numHeldOut)
                 when (answer.answerCase) {
@@ -309,9 +322,7 @@ public class Device(
             val id = assignment.assignmentId
             var counted = true
             when (val outcome = finding.outcome) {
-                is Outcome.Evaluation -> {
-                    coordinator.submitEvaluation(id, outcome)
-                }
+                is Outcome.Evaluation -> coordinator.submitEvaluation(id, outcome)
 
                 is Outcome.Profile -> {
                     val tensors = resultFile(journal, outcome.tensorsSha256).readBytes()
@@ -364,25 +375,16 @@ public class Device(
     /** What the coordinator is told of a failure; never anything about an example. */
     private fun answerTo(error: ChainFedException): Pair<AbandonReason, String> =
         when (error) {
-            is ChainFedException.NotFinite -> {
-                AbandonReason.ABANDON_REASON_NOT_FINITE to error.message.orEmpty()
-            }
+            is ChainFedException.NotFinite -> AbandonReason.ABANDON_REASON_NOT_FINITE to error.message.orEmpty()
 
-            is ChainFedException.MemoryBudget -> {
-                AbandonReason.ABANDON_REASON_MEMORY to error.message.orEmpty()
-            }
+            is ChainFedException.MemoryBudget -> AbandonReason.ABANDON_REASON_MEMORY to error.message.orEmpty()
 
-            is ChainFedException.BadBundle -> {
-                AbandonReason.ABANDON_REASON_BAD_BUNDLE to error.message.orEmpty()
-            }
+            is ChainFedException.BadBundle -> AbandonReason.ABANDON_REASON_BAD_BUNDLE to error.message.orEmpty()
 
-            is ChainFedException.BadInput -> {
+            is ChainFedException.BadInput ->
                 AbandonReason.ABANDON_REASON_NO_EXAMPLES to "The device's data do not suit the task."
-            }
 
-            else -> {
-                AbandonReason.ABANDON_REASON_INTERNAL to "The coordinator refused: ${error.message}"
-            }
+            else -> AbandonReason.ABANDON_REASON_INTERNAL to "The coordinator refused: ${error.message}"
         }
 
     private fun ChainFedException.failsTheNextToo(): Boolean =

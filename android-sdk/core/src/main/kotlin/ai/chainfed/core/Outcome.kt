@@ -74,15 +74,14 @@ internal fun findOutcome(journal: Journal): Outcome? {
     val (kind, value) = (journal.find("outcome").firstOrNull() as JsonList? ?: return null).values
     val fields = value as JsonObject
     return when ((kind as JsonString).value) {
-        PROFILE -> {
+        PROFILE ->
             Outcome.Profile(
                 numExamples = fields.long("num_examples"),
                 scores = fields.member("scores").numbers(),
                 tensorsSha256 = fields.text("tensors_sha256"),
             )
-        }
 
-        UPDATE -> {
+        UPDATE ->
             Outcome.Update(
                 numExamples = fields.long("num_examples"),
                 numSteps = fields.long("num_steps"),
@@ -92,11 +91,8 @@ internal fun findOutcome(journal: Journal): Outcome? {
                 accuracy = fields.real("accuracy"),
                 tensorsSha256 = fields.text("tensors_sha256"),
             )
-        }
 
-        else -> {
-            Outcome.Evaluation(fields.long("num_examples"), fields.long("num_correct"), fields.real("loss_sum"))
-        }
+        else -> Outcome.Evaluation(fields.long("num_examples"), fields.long("num_correct"), fields.real("loss_sum"))
     }
 }
 
@@ -109,15 +105,14 @@ private fun kindOf(outcome: Outcome): String =
 
 private fun fieldsOf(outcome: Outcome): JsonObject =
     when (outcome) {
-        is Outcome.Profile -> {
+        is Outcome.Profile ->
             JsonObject.of(
                 "num_examples" to JsonNumber.of(outcome.numExamples),
                 "scores" to jsonNumbers(outcome.scores),
                 "tensors_sha256" to JsonString(outcome.tensorsSha256),
             )
-        }
 
-        is Outcome.Update -> {
+        is Outcome.Update ->
             JsonObject.of(
                 "num_examples" to JsonNumber.of(outcome.numExamples),
                 "num_steps" to JsonNumber.of(outcome.numSteps),
@@ -127,15 +122,13 @@ private fun fieldsOf(outcome: Outcome): JsonObject =
                 "accuracy" to JsonNumber.of(outcome.accuracy),
                 "tensors_sha256" to JsonString(outcome.tensorsSha256),
             )
-        }
 
-        is Outcome.Evaluation -> {
+        is Outcome.Evaluation ->
             JsonObject.of(
                 "num_examples" to JsonNumber.of(outcome.numExamples),
                 "num_correct" to JsonNumber.of(outcome.numCorrect),
                 "loss_sum" to JsonNumber.of(outcome.lossSum),
             )
-        }
     }
 
 private fun JsonObject.long(key: String): Long = member(key).whole()
