@@ -24,7 +24,8 @@ import java.util.concurrent.TimeUnit
  * initial state, checks signatures, and keeps what devices say. It aggregates nothing, and every assignment names all of the
  * bundle's files.
  *
- * A task is given to whoever asks next, stays with that device until it is handed in, and is queued again when it is given back.
+ * A task is given to whoever asks next, stays with that device until it is handed in, and is queued again when a policy
+ * stopped it; work that was given back for another reason is dropped.
  * When none is left, devices are told to wait, or with [finishWhenDone] that they are finished. Thread-safe.
  *
  * @param bundle a bundle's folder, of a small model.
