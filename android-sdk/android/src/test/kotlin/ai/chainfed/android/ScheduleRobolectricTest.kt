@@ -2,8 +2,6 @@ package ai.chainfed.android
 
 import ai.chainfed.testing.Heard
 import ai.chainfed.testing.InMemoryCoordinator
-import android.app.job.JobInfo
-import android.app.job.JobScheduler
 import androidx.work.NetworkType
 import androidx.work.WorkManager
 import androidx.work.WorkRequest
@@ -27,9 +25,6 @@ class ScheduleRobolectricTest {
 
     private fun request(rules: PolicyBuilder.() -> Unit) =
         WorkSchedule(application, PolicyBuilder().apply(rules).build()).request()
-
-    private fun pendingJobs(): List<JobInfo> =
-        application.getSystemService(JobScheduler::class.java)!!.pendingJobsInAllNamespaces.values.flatten()
 
     @Test fun `the strictest policy asks for every constraint`() {
         val spec =
@@ -60,17 +55,6 @@ class ScheduleRobolectricTest {
         assertEquals(NetworkType.NOT_ROAMING, spec.constraints.requiredNetworkType)
         assertEquals(NetworkType.CONNECTED, request { roaming() }.workSpec.constraints.requiredNetworkType)
         assertEquals(WorkRequest.DEFAULT_BACKOFF_DELAY_MILLIS, spec.backoffDelayDuration)
-    }
-
-    @Test fun `JobScheduler has one job, with the constraints`() {
-        val chainFed = configure(coordinator) { policy { charging() } }
-        chainFed.enable().done()
-
-        val jobs = pendingJobs()
-        assertTrue(jobs.single().isRequireCharging)
-
-        chainFed.disable().done()
-        assertEquals(emptyList<Any>(), pendingJobs())
     }
 
     @Test fun `values that cannot be are named`() {

@@ -53,6 +53,7 @@ class WorkRobolectricTest {
 
         assertEquals(Result.success(), chainFed.workNow())
 
+        assertEquals(emptyList<String>(), heard<Heard.Abandonment>().map { it.detail })
         assertEquals(2, heard<Heard.Profile>().single().scores.size)
         val (warmup, train) = heard<Heard.Update>()
         assertEquals(texts.size.toLong(), warmup.metrics.numExamples)
@@ -123,12 +124,12 @@ class WorkRobolectricTest {
         chainFed.workNow()
 
         assertEquals(listOf(State.Waiting(WaitReason.POLICY, "too warm")), shown)
-        assertEquals(emptyList<Heard>(), heard<Heard.Abandonment>())
+        assertEquals(emptyList<String>(), heard<Heard.Abandonment>().map { it.detail })
         assertEquals(15L, heard<Heard.Update>().single().metrics.numSteps)
     }
 
     @Test fun `stopped work goes on in another process, to the same bytes`() {
-        coordinator.train(0, 2, epochs = 6).train(0, 2, epochs = 6)
+        coordinator.train(0, 2, epochs = 6)
         lateinit var stop: () -> Unit
         val state = FakeDeviceState { if (it == 14) stop() }
         val first = enabled(state)
@@ -145,7 +146,7 @@ class WorkRobolectricTest {
         configure(coordinator, keys = keys).workNow()
 
         assertEquals(given, heard<Heard.Assigned>()[1].assignmentId)
-        assertEquals(emptyList<Heard>(), heard<Heard.Abandonment>())
+        assertEquals(emptyList<String>(), heard<Heard.Abandonment>().map { it.detail })
         val resumed = heard<Heard.Update>().first()
         assertEquals(given, resumed.assignmentId)
         InMemoryCoordinator(bundle("encoder")).use { other ->

@@ -33,7 +33,7 @@ internal fun startWorker(
             id, Data.EMPTY, emptyList(), WorkerParameters.RuntimeExtras(), 1, 0, background, Dispatchers.Default,
             manager.workTaskExecutor, factory, done, foreground,
         )
-    val worker = factory.createWorkerWithDefaultFallback(application, ChainFedWorker::class.java.name, parameters)!!
+    val worker = factory.createWorkerWithDefaultFallback(application, ChainFedWorker::class.java.name, parameters)
     try {
         return worker.startWork().get(PATIENCE_SECONDS, TimeUnit.SECONDS)
     } finally {

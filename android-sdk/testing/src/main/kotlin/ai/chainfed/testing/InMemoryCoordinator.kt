@@ -116,18 +116,20 @@ public class InMemoryCoordinator
             return this
         }
 
-        private fun newAssignment(task: AssignmentKt.Dsl.() -> Unit): Assignment =
-            assignment {
-                assignmentId = sha256Of("$name/$round".toByteArray()).take(ID_DIGITS)
+        private fun newAssignment(task: AssignmentKt.Dsl.() -> Unit): Assignment {
+            val number = round++
+            return assignment {
+                assignmentId = sha256Of("$name/$number".toByteArray()).take(ID_DIGITS)
                 runId = "in-memory"
-                this.round = this@InMemoryCoordinator.round++
+                round = number
                 manifest = blobs.manifest
                 files += blobs.files
                 state += blobs.state
-                seed = SEED + this.round
+                seed = SEED + number
                 deadlineUnixMs = System.currentTimeMillis() + DEADLINE_MILLIS
                 task()
             }
+        }
 
         private companion object {
             const val ADAPTER_LR = 1e-3f
