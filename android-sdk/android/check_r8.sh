@@ -33,7 +33,11 @@ done
 old=$IFS
 IFS=:
 for jar in $class_path; do
-    case $jar in *.jar) IFS=$old; inputs="$inputs $jar"; IFS=: ;; esac
+    case $jar in
+        */android-all-*.jar | */chainfed-android-aars-*.jar | */chainfed-executorch-host-*.jar) ;; # Given by themselves.
+        */jsr305-*.jar) ;; # Annotations, which ANDROID_JAR has too.
+        *.jar) IFS=$old; inputs="$inputs $jar"; IFS=: ;;
+    esac
 done
 IFS=$old
 # Paths of a Maven build have no spaces here: they come from a class path.
