@@ -165,13 +165,15 @@ public class ChainFed internal constructor(
             tracker,
             configuration.deviceState ?: androidStateSource(),
             keys,
-            androidState::memoryBudget,
+            // Where a test says what the device does, Android's word on its memory means nothing.
+            if (configuration.deviceState == null) androidState::memoryBudget else { -> NO_LIMIT },
             onLongWork,
         )
 
     private fun androidStateSource(): DeviceStateSource = androidState
 
     public companion object {
+        private const val NO_LIMIT = 0L
         private val newest = AtomicReference<ChainFed?>()
 
         internal val configured: ChainFed?
@@ -208,6 +210,9 @@ public class ChainFed internal constructor(
                 newest.set(it)
                 it.pickUp()
             }
+
+        /** As in a process whose app has not configured ChainFed yet. */
+        internal fun forgetConfiguration(): Unit = newest.set(null)
 
         private fun scheduled() =
             State.Waiting(WaitReason.SCHEDULED, "Android starts the work when the policy's constraints hold.")

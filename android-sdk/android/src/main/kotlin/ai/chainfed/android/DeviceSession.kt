@@ -13,6 +13,7 @@ import ai.chainfed.core.WorkPolicy
 import android.os.Build
 import android.os.Process
 import android.os.SystemClock
+import io.grpc.ManagedChannel
 import kotlinx.coroutines.CancellationException
 import java.io.File
 import java.util.concurrent.TimeUnit
@@ -78,7 +79,7 @@ internal class DeviceSession(
     }
 
     private suspend fun work(): DeviceReport {
-        val channel = configuration.channels.connect()
+        val channel = channel()
         try {
             val examples = configuration.examples.examples()
             val made = Device(settings(), channel, examples, WorkPolicy(::objectionNow), ::onEvent)
@@ -88,6 +89,14 @@ internal class DeviceSession(
             channel.shutdownNow().awaitTermination(CLOSE_SECONDS, TimeUnit.SECONDS)
         }
     }
+
+    private fun channel(): ManagedChannel =
+        try {
+            configuration.channels.connect()
+        } catch (@Suppress("TooGenericExceptionCaught") error: Exception) {
+            val kind = error.javaClass.simpleName
+            throw ChainFedException.Unreachable("There is no channel to ${configuration.address} ($kind); it is tried again.", error)
+        }
 
     private fun settings() =
         DeviceSettings(

@@ -1,5 +1,6 @@
 package ai.chainfed.testing
 
+import ai.chainfed.v1.AbandonReason
 import ai.chainfed.v1.Assignment
 
 /** Which tasks wait, who works on what, and what was said. Thread-safe. */
@@ -58,7 +59,10 @@ internal class AssignmentDesk(
         said += result
     }
 
-    /** Queues the work again, under another name, as a coordinator does in a new attempt. */
+    /**
+     * Work that a policy stopped is queued again under another name, as in a coordinator's new attempt; other work is dropped,
+     * since the same device would fail at it again.
+     */
     @Synchronized fun giveBack(
         deviceId: String,
         assignmentId: String,
@@ -67,6 +71,7 @@ internal class AssignmentDesk(
         if (!isOpen(deviceId, assignmentId)) return
         val assignment = open.remove(deviceId)!!
         said += what
+        if (what.reason != AbandonReason.ABANDON_REASON_POLICY) return
         timesGivenBack += 1
         val id = sha256Of("$assignmentId/$timesGivenBack".toByteArray()).take(assignmentId.length)
         waiting.addFirst(assignment.toBuilder().setAssignmentId(id).build())

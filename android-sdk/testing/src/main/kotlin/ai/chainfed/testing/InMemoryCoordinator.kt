@@ -24,9 +24,9 @@ import java.util.concurrent.TimeUnit
  * bundle's initial state, checks signatures, and keeps what devices say. It aggregates nothing, and every assignment
  * names all of the bundle's files.
  *
- * A task is given to whoever asks next, stays with that device until it is handed in, and is queued again when it is
- * given back. When none is left, devices are told to wait, or with [finishWhenDone] that they are finished.
- * Thread-safe.
+ * A task is given to whoever asks next, stays with that device until it is handed in, and is queued again when a policy
+ * stopped it; work that was given back for another reason is dropped. When none is left, devices are told to wait, or
+ * with [finishWhenDone] that they are finished. Thread-safe.
  *
  * @param bundle a bundle's folder, of a small model.
  */
@@ -119,18 +119,20 @@ public class InMemoryCoordinator
             return this
         }
 
-        private fun newAssignment(task: AssignmentKt.Dsl.() -> Unit): Assignment =
-            assignment {
-                assignmentId = sha256Of("$name/$round".toByteArray()).take(ID_DIGITS)
+        private fun newAssignment(task: AssignmentKt.Dsl.() -> Unit): Assignment {
+            val number = round++
+            return assignment {
+                assignmentId = sha256Of("$name/$number".toByteArray()).take(ID_DIGITS)
                 runId = "in-memory"
-                this.round = this@InMemoryCoordinator.round++
+                round = number
                 manifest = blobs.manifest
                 files += blobs.files
                 state += blobs.state
-                seed = SEED + this.round
+                seed = SEED + number
                 deadlineUnixMs = System.currentTimeMillis() + DEADLINE_MILLIS
                 task()
             }
+        }
 
         private companion object {
             const val ADAPTER_LR = 1e-3f
