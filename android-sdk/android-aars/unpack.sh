@@ -11,5 +11,5 @@ for aar in "$aars"/*.aar; do
     (cd "$folder/$name" && "${JAVA_HOME:+$JAVA_HOME/bin/}jar" xf "$aar")
     (cd "$classes" && "${JAVA_HOME:+$JAVA_HOME/bin/}jar" xf "$folder/$name/classes.jar")
 done
-# Of no use to a compiler, and many libraries bring the same names.
-rm -rf "$classes/META-INF"
+# Many libraries bring the same names there. Kotlin's compiler finds top-level functions by the one kind that stays.
+find "$classes/META-INF" -type f ! -name '*.kotlin_module' -delete

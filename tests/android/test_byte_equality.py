@@ -76,6 +76,15 @@ def test_a_language_model(run: Run, jvm_device: Path, tiny_language_bundle: Bund
 
 
 @SLOW
+@pytest.mark.parametrize("dtype", ["f16", "int8", "int4"])
+def test_weights_in_fewer_bits(run: Run, jvm_device: Path, export_dtype: Any, tiny_data: Any, dtype: str) -> None:
+    settings = settings_for(export_dtype(dtype), tiny_data.train, tiny_data.test, window_size=2, rounds=2)
+    python, kotlin = (run(settings, [command]) for command in (OWN_DEVICE, str(jvm_device)))
+    assert kotlin[0].adapters_sha256 == python[0].adapters_sha256
+    assert kotlin[1] == python[1]
+
+
+@SLOW
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_minilm_on_news(run: Run, jvm_device: Path, shared: Path, optimizer: str, tmp_path_factory: Any) -> None:

@@ -286,6 +286,10 @@ SHAPES: dict[str, Callable[[Sequence[str]], Tokenizer]] = {
 }
 
 
+QUICK = ("wordpiece-uncased", "llama3", "gemma", "xlm-roberta")
+"""One of each kind, held with the quick tests."""
+
+
 def options(texts: Sequence[str]) -> dict[str, Tokenizer]:
     """What families hardly use, one or two options at a time on a small model."""
     base = plain_bpe(texts, unk_token="<unk>", fuse_unk=True)
@@ -448,7 +452,9 @@ def first_difference(texts: Sequence[str], found: Found, wanted: Sequence[list[i
     return ""
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [shape if shape in QUICK else pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES]
+)
 def test_every_id_and_offset_of_a_family_is_the_librarys(
     java: Java,
     real: list[str],
@@ -482,6 +488,7 @@ def cases(real: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("special", "longest"), [(True, 0), (False, 9), (True, 2)])
 def test_every_id_and_offset_of_the_other_options_is_the_librarys(
     java: Java, real: list[str], drawn: list[str], cases: dict[str, Path], special: bool, longest: int

@@ -119,6 +119,8 @@ POINT = ec.generate_private_key(ec.SECP256R1()).public_key()
         b"x" * 91,
         b"x" * 100_000,
         POINT.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint),
+        bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200")
+        + POINT.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint),
         POINT.public_bytes(DER, SPKI)[:-1],
         POINT.public_bytes(DER, SPKI) + b"x",
         POINT.public_bytes(PEM, SPKI),
@@ -126,7 +128,18 @@ POINT = ec.generate_private_key(ec.SECP256R1()).public_key()
         ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(DER, SPKI),
         ed25519.Ed25519PrivateKey.generate().public_key().public_bytes(DER, SPKI),
     ],
-    ids=["noise", "long", "bare point", "cut", "longer", "PEM", "not on the curve", "another curve", "another kind"],
+    ids=[
+        "noise",
+        "long",
+        "bare point",
+        "compressed point",
+        "cut",
+        "longer",
+        "PEM",
+        "not on the curve",
+        "another curve",
+        "another kind",
+    ],
 )
 def test_a_public_key_of_another_kind_is_refused(encoded: bytes) -> None:
     with pytest.raises(BadInputError, match="no ECDSA key on P-256"):

@@ -66,6 +66,12 @@ public sealed class ChainFedException(
         message: String,
     ) : ChainFedException(message, null, "NOT_FINITE", 15)
 
+    /** A device that the coordinator does not take: its enrolment token or a signature is missing or wrong. */
+    public class Unauthorized(
+        message: String,
+        cause: Throwable? = null,
+    ) : ChainFedException(message, cause, "UNAUTHORIZED", 17)
+
     /** No room on the device's storage. */
     public class StorageFull(
         message: String,
@@ -97,6 +103,7 @@ public sealed class ChainFedException(
                 "CONFLICT" -> Conflict(message, cause)
                 "UPDATE_REJECTED" -> UpdateRejected(message, cause)
                 "NOT_FINITE" -> NotFinite(message)
+                "UNAUTHORIZED" -> Unauthorized(message, cause)
                 else -> Other(message, cause, code)
             }
     }

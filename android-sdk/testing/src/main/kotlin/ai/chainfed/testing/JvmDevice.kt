@@ -55,6 +55,8 @@ private val FLAGS = setOf("--once", "--json", "--help", "--tls", "--insecure")
 private val VALUE_OPTIONS =
     setOf(
         "--coordinator",
+        "--ca",
+        "--enrolment-token",
         "--state",
         "--data",
         "--test-data",
