@@ -93,9 +93,14 @@ internal class DeviceSession(
     private fun channel(): ManagedChannel =
         try {
             configuration.channels.connect()
-        } catch (@Suppress("TooGenericExceptionCaught") error: Exception) {
+        } catch (
+            @Suppress("TooGenericExceptionCaught") error: Exception,
+        ) {
             val kind = error.javaClass.simpleName
-            throw ChainFedException.Unreachable("There is no channel to ${configuration.address} ($kind); it is tried again.", error)
+            throw ChainFedException.Unreachable(
+                "There is no channel to ${configuration.address} ($kind); it is tried again.",
+                error,
+            )
         }
 
     private fun settings() =

@@ -44,16 +44,38 @@ class CoordinatorAddressTest {
     private fun answers(channel: ManagedChannel): Throwable? =
         runCatching {
             runBlocking {
-                DeviceServiceCoroutineStub(channel).withDeadlineAfter(10, TimeUnit.SECONDS).enrol(enrolRequest { deviceKey = "k" })
+                DeviceServiceCoroutineStub(channel).withDeadlineAfter(10, TimeUnit.SECONDS).enrol(
+                    enrolRequest {
+                        deviceKey =
+                            "k"
+                    },
+                )
             }
         }.exceptionOrNull()
 
     @Test fun `addresses that are none are named`() {
-        for (wrong in listOf("", "host", "host:", "host:0", "host:65536", "host:x", ":443", "a b:1", "::1:443", "http://host:443")) {
+        for (wrong in listOf(
+            "",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:x",
+            ":443",
+            "a b:1",
+            "::1:443",
+            "http://host:443",
+        )) {
             val error = runCatching { CoordinatorAddress(wrong) }.exceptionOrNull()
             assertTrue("$wrong: $error", error is IllegalArgumentException && "host and port" in error.message!!)
         }
-        for (right in listOf("fl.example.com:443", "127.0.0.1:7447", "[::1]:7447")) assertNotNull(CoordinatorAddress(right))
+        for (right in listOf(
+            "fl.example.com:443",
+            "127.0.0.1:7447",
+            "[::1]:7447",
+        )) {
+            assertNotNull(CoordinatorAddress(right))
+        }
     }
 
     @Test fun `the loopback address is spoken to in the clear`() {
@@ -91,7 +113,10 @@ class CoordinatorAddressTest {
     private fun secureServer(): Pair<Int, ByteArray> {
         val store = certificate("server")
         val managers =
-            KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm()).apply { init(store, PASSWORD.toCharArray()) }
+            KeyManagerFactory
+                .getInstance(
+                    KeyManagerFactory.getDefaultAlgorithm(),
+                ).apply { init(store, PASSWORD.toCharArray()) }
         val credentials = TlsServerCredentials.newBuilder().keyManager(*managers.keyManagers).build()
         val server = OkHttpServerBuilder.forPort(0, credentials).addService(enrolment()).build().start()
         servers += server
@@ -110,9 +135,26 @@ class CoordinatorAddressTest {
         val file = File(folder.root, name)
         val process =
             ProcessBuilder(
-                "${System.getProperty("java.home")}/bin/keytool", "-genkeypair", "-alias", "a", "-keyalg", "EC",
-                "-groupname", "secp256r1", "-dname", "CN=localhost", "-ext", "san=dns:localhost", "-validity", "30",
-                "-storetype", "PKCS12", "-keystore", file.path, "-storepass", PASSWORD,
+                "${System.getProperty("java.home")}/bin/keytool",
+                "-genkeypair",
+                "-alias",
+                "a",
+                "-keyalg",
+                "EC",
+                "-groupname",
+                "secp256r1",
+                "-dname",
+                "CN=localhost",
+                "-ext",
+                "san=dns:localhost",
+                "-validity",
+                "30",
+                "-storetype",
+                "PKCS12",
+                "-keystore",
+                file.path,
+                "-storepass",
+                PASSWORD,
             ).redirectErrorStream(true).start()
         val said = process.inputStream.reader().readText()
         check(process.waitFor() == 0) { said }

@@ -15,7 +15,9 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.robolectric.RobolectricTestRunner
 
-/** The signing key behind its interface. Robolectric has no AndroidKeyStore: that it works is shown on a phone alone. */
+/**
+ * The signing key behind its interface. Robolectric has no AndroidKeyStore: that it works is shown on a phone alone.
+ */
 @RunWith(RobolectricTestRunner::class)
 class KeystoreRobolectricTest {
     private val coordinator = InMemoryCoordinator(bundle("encoder")).train(0, 1)

@@ -79,6 +79,9 @@ class ScheduleRobolectricTest {
 
         assertEquals(androidx.work.ListenableWorker.Result.success(), worker)
         assertEquals(1, coordinator.heard.filterIsInstance<Heard.Update>().size)
-        assertEquals(1, WorkManager.getInstance(application).getWorkInfosForUniqueWork(WorkSchedule.UNIQUE_NAME).get().size)
+        assertEquals(
+            1,
+            WorkManager.getInstance(application).getWorkInfosForUniqueWork(WorkSchedule.UNIQUE_NAME).get().size,
+        )
     }
 }

@@ -19,7 +19,15 @@ class WorkAccountTest {
     @Test fun `what the battery loses counts only where no charger is in between`() {
         val account = WorkAccount({ 0 }, { 0 })
         val state = FakeDeviceState().state
-        for ((percent, charging) in listOf(80 to false, 78 to false, 79 to false, 77 to true, 70 to true, 60 to false, 59 to false)) {
+        for ((percent, charging) in listOf(
+            80 to false,
+            78 to false,
+            79 to false,
+            77 to true,
+            70 to true,
+            60 to false,
+            59 to false,
+        )) {
             account.note(state.copy(batteryPercent = percent, isCharging = charging))
         }
 

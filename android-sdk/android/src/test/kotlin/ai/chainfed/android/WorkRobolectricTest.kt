@@ -162,10 +162,13 @@ class WorkRobolectricTest {
         coordinator.train(0, 1)
         val state = FakeDeviceState()
         state.state = state.state.copy(freeStorageBytes = 499_999_999)
-        val chainFed = enabled(state) { policy {
-                charging()
-                storage(500.megabytes)
-            } }
+        val chainFed =
+            enabled(state) {
+                policy {
+                    charging()
+                    storage(500.megabytes)
+                }
+            }
 
         chainFed.workNow()
 

@@ -30,8 +30,18 @@ internal fun startWorker(
     val factory = manager.configuration.workerFactory
     val parameters =
         WorkerParameters(
-            id, Data.EMPTY, emptyList(), WorkerParameters.RuntimeExtras(), 1, 0, background, Dispatchers.Default,
-            manager.workTaskExecutor, factory, done, foreground,
+            id,
+            Data.EMPTY,
+            emptyList(),
+            WorkerParameters.RuntimeExtras(),
+            1,
+            0,
+            background,
+            Dispatchers.Default,
+            manager.workTaskExecutor,
+            factory,
+            done,
+            foreground,
         )
     val worker = factory.createWorkerWithDefaultFallback(application, ChainFedWorker::class.java.name, parameters)
     try {

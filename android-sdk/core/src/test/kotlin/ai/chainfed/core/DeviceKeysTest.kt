@@ -52,7 +52,10 @@ class DeviceKeysTest {
         for (damaged in listOf("", "zz\nzz\n", "00\n", "00\n00\n")) {
             file().writeText(damaged)
             val error = runCatching { SoftwareDeviceKeys(file()).publicKey }.exceptionOrNull()
-            assertTrue("$damaged: $error", error is ChainFedException.BadInput && "delete the device's data" in error.message!!)
+            assertTrue(
+                "$damaged: $error",
+                error is ChainFedException.BadInput && "delete the device's data" in error.message!!,
+            )
         }
     }
 

@@ -28,7 +28,12 @@ class SignatureVectorsTest {
     ): Boolean =
         try {
             Signature.getInstance("SHA256withECDSA").run {
-                initVerify(KeyFactory.getInstance("EC").generatePublic(X509EncodedKeySpec(bytesOfHex(vectors.text("public_key")))))
+                initVerify(
+                    KeyFactory
+                        .getInstance(
+                            "EC",
+                        ).generatePublic(X509EncodedKeySpec(bytesOfHex(vectors.text("public_key")))),
+                )
                 update(text)
                 verify(signature)
             }
@@ -72,7 +77,11 @@ class SignatureVectorsTest {
     }
 
     @Test fun `the vectors' private key signs what their public key verifies`() {
-        val key = KeyFactory.getInstance("EC").generatePrivate(PKCS8EncodedKeySpec(bytesOfHex(vectors.text("private_key"))))
+        val key =
+            KeyFactory
+                .getInstance(
+                    "EC",
+                ).generatePrivate(PKCS8EncodedKeySpec(bytesOfHex(vectors.text("private_key"))))
         val text = textOf(cases.first())
         val signature =
             Signature.getInstance("SHA256withECDSA").run {

@@ -60,8 +60,8 @@ internal class AssignmentDesk(
     }
 
     /**
-     * Work that a policy stopped is queued again under another name, as in a coordinator's new attempt; other work is dropped,
-     * since the same device would fail at it again.
+     * Work that a policy stopped is queued again under another name, as in a coordinator's new attempt; other work is
+     * dropped, since the same device would fail at it again.
      */
     @Synchronized fun giveBack(
         deviceId: String,
