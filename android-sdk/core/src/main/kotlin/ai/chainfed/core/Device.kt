@@ -72,19 +72,12 @@ public class DeviceEvent(
  *
  * @property assignments how many of each kind were handed in ("profile", "warmup", "train", "evaluate"), and
  * "abandoned".
-<<<<<<< HEAD
- * @property bytesDown blobs received. @property bytesUp updates and profiles sent.
- * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped
- * files.
- * @property end what ended it; null while it goes on. @property reason the same in words.
-=======
  * @property bytesDown blobs received.
  * @property bytesUp updates and profiles sent.
  * @property peakAnonymousBytes the highest of any assignment, over the level before it; [peakResidentBytes] with mapped
  * files.
  * @property end what ended it; null while it goes on.
  * @property reason the same in words.
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
  */
 public class DeviceReport(
     public val deviceId: String,
@@ -160,14 +153,7 @@ public class Device(
             var idleSince = System.nanoTime()
             while (true) {
                 policy.objection()?.let {
-<<<<<<< HEAD
-                    return report(
-                        DeviceReport.End.POLICY,
-                        "The work policy does not hold: $it.",
-                    )
-=======
                     return report(DeviceReport.End.POLICY, "The work policy does not hold: $it.")
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
                 }
                 val answer = checkIn(numTraining, numHeldOut)
                 when (answer.answerCase) {

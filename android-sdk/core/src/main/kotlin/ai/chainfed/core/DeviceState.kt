@@ -9,12 +9,6 @@ public enum class Network { NONE, METERED, UNMETERED }
 /**
  * What a device is doing at a moment.
  *
-<<<<<<< HEAD
- * @property batteryPercent 0 to 100. @property isCharging whether a charger feeds it. @property isPowerSaving whether
- * its user has switched power saving on. @property isRoaming whether the network is a foreign one. @property
- * freeStorageBytes room where ChainFed keeps its state. @property isMemoryLow whether the system is about to end
- * processes. @property isInteractive whether somebody uses it.
-=======
  * @property batteryPercent 0 to 100.
  * @property isCharging whether a charger feeds it.
  * @property isPowerSaving whether its user has switched power saving on.
@@ -22,7 +16,6 @@ public enum class Network { NONE, METERED, UNMETERED }
  * @property freeStorageBytes room where ChainFed keeps its state.
  * @property isMemoryLow whether the system is about to end processes.
  * @property isInteractive whether somebody uses it.
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
  */
 public data class DeviceState(
     public val batteryPercent: Int,

@@ -41,17 +41,8 @@ public class SoftwareDeviceKeys(
         }
 
     private fun make(): KeyPair {
-<<<<<<< HEAD
-        val pair =
-            KeyPairGenerator
-                .getInstance(
-                    "EC",
-                ).apply { initialize(ECGenParameterSpec("secp256r1")) }
-                .generateKeyPair()
-=======
         val generator = KeyPairGenerator.getInstance("EC").apply { initialize(ECGenParameterSpec("secp256r1")) }
         val pair = generator.generateKeyPair()
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
         val part = File(file.path + ".part")
         part.writeText(pair.public.encoded.toHex() + "\n" + pair.private.encoded.toHex() + "\n")
         moveOver(part, file)
@@ -59,15 +50,9 @@ public class SoftwareDeviceKeys(
     }
 
     private fun read(): KeyPair {
-<<<<<<< HEAD
-        val (public, private) =
-            file.readLines().map(::fromHex).takeIf { it.size == 2 }
-                ?: throw IOException("two lines are missing")
-=======
         val lines = file.readLines().map(::fromHex)
         if (lines.size != 2) throw IOException("it has not two lines")
         val (public, private) = lines
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
         val factory = KeyFactory.getInstance("EC")
         return KeyPair(
             factory.generatePublic(X509EncodedKeySpec(public)),
@@ -77,14 +62,7 @@ public class SoftwareDeviceKeys(
 
     private fun fromHex(line: String): ByteArray {
         val bytes =
-<<<<<<< HEAD
-            line
-                .chunked(
-                    2,
-                ).map { it.toIntOrNull(HEXADECIMAL) ?: throw IOException("a line is not hexadecimal") }
-=======
             line.chunked(2).map { it.toIntOrNull(HEXADECIMAL) ?: throw IOException("a line is not hexadecimal") }
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
         return ByteArray(bytes.size) { bytes[it].toByte() }
     }
 

@@ -12,12 +12,6 @@ public class Objection(
 /**
  * When a device may work: what every policy of the Android SDK comes down to.
  *
-<<<<<<< HEAD
- * @property charging only while a charger feeds it. @property idle only while nobody uses it. @property unmetered only
- * on a network that costs nothing. @property roaming also on a foreign network. @property minBatteryPercent only from
- * this level on.
- * @property minFreeStorageBytes only while so much storage is free. @property hottest only up to this thermal status.
-=======
  * @property charging only while a charger feeds it.
  * @property idle only while nobody uses it.
  * @property unmetered only on a network that costs nothing.
@@ -25,7 +19,6 @@ public class Objection(
  * @property minBatteryPercent only from this level on.
  * @property minFreeStorageBytes only while so much storage is free.
  * @property hottest only up to this thermal status.
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
  */
 public data class WorkRules(
     public val charging: Boolean = false,
@@ -67,19 +60,11 @@ public data class WorkRules(
                 Objection(WorkRule.POWER_SAVING, "power saving is on")
             }
 
-<<<<<<< HEAD
-            state.freeStorageBytes < minFreeStorageBytes -> {
-=======
             state.freeStorageBytes < minFreeStorageBytes ->
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
                 Objection(
                     WorkRule.STORAGE,
                     "less than ${minFreeStorageBytes / BYTES_PER_MEGABYTE} MB of storage is free",
                 )
-<<<<<<< HEAD
-            }
-=======
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
 
             state.heat > hottest -> {
                 Objection(WorkRule.HEAT, "too warm")

@@ -35,12 +35,7 @@ Options:
   --tls                    Speak TLS; the default unless the address is loopback.
   --ca FILE                PEM file with the authority to trust, instead of the system's; implies --tls.
   --insecure               Speak without encryption to an address of another machine.
-<<<<<<< HEAD
-  --enrolment-token TEXT   What the coordinator asks of a device that it does not know.
-                           [env: CHAINFED_ENROLMENT_TOKEN]
-=======
   --enrolment-token TEXT   What the coordinator asks of a device that it does not know.  [env: CHAINFED_ENROLMENT_TOKEN]
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
   --state FOLDER           The device's key, files and work; made when absent. A killed device goes on from it.
                            [required]
   --data FILE              Training examples: JSON lines (optionally .gz).  [required]
@@ -118,13 +113,7 @@ private class JvmDevice(
         while (left.isNotEmpty()) {
             val (name, joined) = left.removeFirst().split('=', limit = 2).let { it[0] to it.getOrNull(1) }
             when (name) {
-<<<<<<< HEAD
-                in FLAGS -> {
-                    flags += name
-                }
-=======
                 in FLAGS -> flags += name
->>>>>>> 761c68e757fbf253da42616a393dec51a1a806a8
 
                 in VALUE_OPTIONS -> {
                     values[name] = joined ?: left.removeFirstOrNull() ?: throw UsageException("$name needs a value.")
