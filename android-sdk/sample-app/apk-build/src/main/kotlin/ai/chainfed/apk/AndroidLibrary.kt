@@ -39,13 +39,19 @@ class AndroidLibrary(
             aars: List<File>,
             into: File,
         ): List<AndroidLibrary> {
+            aars.firstOrNull { !it.isFile }?.let { throw BuildFailure("There is no AAR at $it; check the path.") }
             into.deleteRecursively()
             for (aar in aars) {
-                if (!aar.isFile) throw BuildFailure("There is no AAR at $aar; check the path.")
                 val folder = File(into, aar.nameWithoutExtension)
                 if (folder.exists()) throw BuildFailure("Two AARs are named ${aar.name}; rename one.")
                 unzip(aar, folder)
-                if (!File(folder, "AndroidManifest.xml").isFile) throw BuildFailure("$aar is no AAR: it holds no manifest.")
+                if (!File(
+                        folder,
+                        "AndroidManifest.xml",
+                    ).isFile
+                ) {
+                    throw BuildFailure("$aar is no AAR: it holds no manifest.")
+                }
             }
             return allIn(into)
         }
@@ -61,7 +67,12 @@ internal fun unzip(
     ZipFile(archive).use { zip ->
         for (entry in zip.entries().asSequence().filter { !it.isDirectory && wanted(it.name) }) {
             val file = File(into, entry.name).normalize()
-            if (!file.startsWith(into.normalize())) throw BuildFailure("$archive has an entry outside itself: ${entry.name}.")
+            if (!file.startsWith(
+                    into.normalize(),
+                )
+            ) {
+                throw BuildFailure("$archive has an entry outside itself: ${entry.name}.")
+            }
             file.parentFile.mkdirs()
             zip.getInputStream(entry).use { from -> file.outputStream().use(from::copyTo) }
         }

@@ -34,7 +34,9 @@ fun mergeManifests(
             .merge()
     val merged = report.getMergedDocument(MergedManifestKind.MERGED)
     if (!report.result.isSuccess || merged == null) {
-        throw BuildFailure("The manifests do not go together: ${report.loggingRecords.joinToString(" ") { it.message }}")
+        throw BuildFailure(
+            "The manifests do not go together: ${report.loggingRecords.joinToString(" ") { it.message }}",
+        )
     }
     into.parentFile.mkdirs()
     into.writeText(merged)

@@ -22,8 +22,8 @@ class Aapt2(
     private val androidJar: File,
 ) {
     /**
-     * Links [resources] (folders named `res`, the strongest last) and the merged [manifest]; writes `R` classes for the app and,
-     * so that libraries find theirs, for every package of [libraryPackages].
+     * Links [resources] (folders named `res`, the strongest last) and the merged [manifest]; writes `R` classes for the
+     * app and, so that libraries find theirs, for every package of [libraryPackages].
      */
     fun link(
         manifest: File,
@@ -41,8 +41,22 @@ class Aapt2(
         val overlays = compiled.drop(1).flatMap { listOf("-R", it.path) }
         val packages = libraryPackages.distinct().flatMap { listOf("--extra-packages", it) }
         run(
-            *listOf("link", "-I", androidJar.path, "--manifest", manifest.path, "-o", linked.archive.path).toTypedArray(),
-            *listOf("--java", linked.sources.path, "--proguard", linked.keepRules.path, "--auto-add-overlay").toTypedArray(),
+            *listOf(
+                "link",
+                "-I",
+                androidJar.path,
+                "--manifest",
+                manifest.path,
+                "-o",
+                linked.archive.path,
+            ).toTypedArray(),
+            *listOf(
+                "--java",
+                linked.sources.path,
+                "--proguard",
+                linked.keepRules.path,
+                "--auto-add-overlay",
+            ).toTypedArray(),
             *(packages + compiled.take(1).map { it.path } + overlays).toTypedArray(),
         )
         return linked

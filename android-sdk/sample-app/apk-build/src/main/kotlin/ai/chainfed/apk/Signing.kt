@@ -29,9 +29,19 @@ class DebugKey(
         file.parentFile.mkdirs()
         val keytool = File(System.getProperty("java.home"), "bin/keytool")
         val process =
-            ProcessBuilder(keytool.path, "-genkeypair", "-keystore", file.path, "-storetype", "PKCS12", "-storepass", PASSWORD)
-                .apply { command() += listOf("-alias", ALIAS, "-keyalg", "RSA", "-keysize", "2048", "-validity", "10950") }
-                .apply { command() += listOf("-dname", "CN=Android Debug, O=Android, C=US") }
+            ProcessBuilder(
+                keytool.path,
+                "-genkeypair",
+                "-keystore",
+                file.path,
+                "-storetype",
+                "PKCS12",
+                "-storepass",
+                PASSWORD,
+            ).apply {
+                command() +=
+                    listOf("-alias", ALIAS, "-keyalg", "RSA", "-keysize", "2048", "-validity", "10950")
+            }.apply { command() += listOf("-dname", "CN=Android Debug, O=Android, C=US") }
                 .redirectErrorStream(true)
                 .start()
         val said = process.inputStream.bufferedReader().readText()
@@ -40,8 +50,8 @@ class DebugKey(
 }
 
 /**
- * Aligns [unsigned] (native libraries to 16 KB, as devices with such pages need, the rest that is stored to 4 bytes) and signs
- * it (schemes 2 and 3; Android from 8.0 on reads no older one).
+ * Aligns [unsigned] (native libraries to 16 KB, as devices with such pages need, the rest that is stored to 4 bytes)
+ * and signs it (schemes 2 and 3; Android from 8.0 on needs no older one).
  */
 fun alignAndSign(
     unsigned: File,
@@ -68,5 +78,9 @@ fun alignAndSign(
             .setMinCheckedPlatformVersion(minSdk)
             .build()
             .verify()
-    if (!verified.isVerified) throw BuildFailure("The signatures of $into do not hold: ${verified.errors.joinToString()}.")
+    if (!verified.isVerified) {
+        throw BuildFailure(
+            "The signatures of $into do not hold: ${verified.errors.joinToString()}.",
+        )
+    }
 }

@@ -6,20 +6,21 @@ import android.app.Application
 
 /** Configures ChainFed here, because Android may start the process for the work alone, without any screen. */
 class SampleApplication : Application() {
-    lateinit var chainFed: ChainFed
-        private set
+    /** The app's one way to federated training. */
+    val chainFed: ChainFed by lazy {
+        val notes = BundledNotes(assets)
+        ChainFed.configure(this) {
+            coordinator(getString(R.string.coordinator))
+            examples { ExampleSource.text(notes.read("train.jsonl"), notes.read("test.jsonl")) }
+            policy {
+                batteryAbove(30)
+                storage(500.megabytes)
+            }
+        }
+    }
 
     override fun onCreate() {
         super.onCreate()
-        val notes = BundledNotes(assets)
-        chainFed =
-            ChainFed.configure(this) {
-                coordinator(getString(R.string.coordinator))
-                examples { ExampleSource.text(notes.read("train.jsonl"), notes.read("test.jsonl")) }
-                policy {
-                    batteryAbove(30)
-                    storage(500.megabytes)
-                }
-            }
+        chainFed
     }
 }

@@ -16,7 +16,7 @@ class Dexer(
     private val androidJar: File,
     private val minSdk: Int,
 ) {
-    /** The `java.*` classes, which this `android.jar` does not hold; animal-sniffer watches in the SDK that Android has them too. */
+    /** The `java.*` classes, which this `android.jar` lacks; that Android has them too, the SDK's build watches. */
     private val javaClasses = JdkClassFileProvider.fromSystemJdk()
 
     /** All classes of [jars] as they are. */
@@ -38,8 +38,9 @@ class Dexer(
     }
 
     /**
-     * What the app uses of [jars], shrunk and renamed. Kept is what the [ruleFiles], the jars' own rules (`META-INF/proguard`) and
-     * [rules] ask for. [mapping] gets the names before and after.
+     * What the app uses of [jars], shrunk and renamed. Kept is what the [ruleFiles], the jars' own rules
+     * (`META-INF/proguard`) and [rules] ask for. [mapping] gets the names before and after; [into] also the jars' other
+     * files, in which names of classes are corrected.
      */
     fun release(
         jars: List<File>,
@@ -47,9 +48,8 @@ class Dexer(
         rules: List<String>,
         mapping: File,
         into: File,
-        mode: OutputMode = OutputMode.DexIndexed,
     ) {
-        if (mode == OutputMode.DexIndexed) empty(into)
+        empty(into)
         val command =
             R8Command
                 .builder()
@@ -60,8 +60,8 @@ class Dexer(
                 .addProguardConfiguration(rules, Origin.unknown())
                 .setProguardMapOutputPath(mapping.toPath())
                 .setMode(CompilationMode.RELEASE)
-                .setOutput(into.toPath(), mode)
-        if (mode == OutputMode.DexIndexed) command.setMinApiLevel(minSdk)
+                .setMinApiLevel(minSdk)
+                .setOutput(into.toPath(), OutputMode.DexIndexed, true)
         attempt("R8") { R8.run(command.build()) }
     }
 
@@ -77,7 +77,7 @@ class Dexer(
         try {
             action()
         } catch (failure: CompilationFailedException) {
-            throw BuildFailure("$name failed; what it said stands above. (${failure.message})")
+            throw BuildFailure("$name failed; what it said stands above.", failure)
         }
     }
 }
