@@ -36,7 +36,6 @@ internal class ApkBuild(
         UnsignedApk(
             linked.archive,
             dexFolder,
-            options.all("assets").map(::File) + libraries.mapNotNull { it.assets },
             libraries.mapNotNull { it.nativeLibraries },
             services,
         ).write(unsigned)

@@ -23,7 +23,7 @@ fun main(arguments: Array<String>) {
     }
 }
 
-/** Unpacks the AARs, and their classes together for the compiler. */
+/** Unpacks the AARs; those for tests into a folder of their own; the classes of all together for the compiler. */
 private fun unpackLibraries(options: Options) {
     val runtime = options.all("executorch").filter(String::isNotEmpty).map(::File)
     if (runtime.isEmpty()) {
@@ -36,7 +36,8 @@ private fun unpackLibraries(options: Options) {
     val classes = options.file("classes")
     classes.deleteRecursively()
     classes.mkdirs()
-    for (library in libraries) {
+    val forTests = AndroidLibrary.unpackAll(options.all("test-aar").map(::File), options.file("test-into"))
+    for (library in libraries + forTests) {
         for (jar in library.jars) unzip(jar, classes) { it.endsWith(".class") || it.endsWith(".kotlin_module") }
     }
 }
@@ -57,6 +58,7 @@ private fun linkResources(options: Options) {
         Aapt2(Aapt2.unpack(File(target, "aapt2")), options.file("android")).link(
             manifest,
             libraries.mapNotNull { it.resources } + generated + options.file("res"),
+            libraries.mapNotNull { it.assets } + options.file("assets"),
             libraries.map { it.packageName },
             File(target, "linked"),
         )

@@ -6,7 +6,7 @@ import java.io.File
 class LinkedResources(
     folder: File,
 ) {
-    /** The manifest in its binary form, the resource table and the resources' files. */
+    /** The manifest in its binary form, the resource table, the resources' files and the assets. */
     val archive = File(folder, "resources.ap_")
 
     /** Rules that keep what manifest and layouts name. */
@@ -22,12 +22,13 @@ class Aapt2(
     private val androidJar: File,
 ) {
     /**
-     * Links [resources] (folders named `res`, the strongest last) and the merged [manifest]; writes `R` classes for the
-     * app and, so that libraries find theirs, for every package of [libraryPackages].
+     * Links [resources] (folders named `res`, the strongest last), folders of [assets] and the merged [manifest];
+     * writes `R` classes for the app and, so that libraries find theirs, for every package of [libraryPackages].
      */
     fun link(
         manifest: File,
         resources: List<File>,
+        assets: List<File>,
         libraryPackages: List<String>,
         into: File,
     ): LinkedResources {
@@ -57,6 +58,7 @@ class Aapt2(
                 linked.keepRules.path,
                 "--auto-add-overlay",
             ).toTypedArray(),
+            *assets.flatMap { listOf("-A", it.path) }.toTypedArray(),
             *(packages + compiled.take(1).map { it.path } + overlays).toTypedArray(),
         )
         return linked

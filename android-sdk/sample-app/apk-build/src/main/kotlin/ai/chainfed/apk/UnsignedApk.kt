@@ -9,13 +9,12 @@ import java.util.zip.ZipOutputStream
 /**
  * An APK that is neither aligned nor signed yet: the same files give the same bytes.
  *
- * [resources]: what aapt2 linked. [dexFolder]: of it, the dex files. [assets]: folders. [nativeLibraries]: folders with
- * one for each architecture. [services]: files that `ServiceLoader` looks for, by name.
+ * [resources]: what aapt2 linked. [dexFolder]: of it, the dex files. [nativeLibraries]: folders with one for each
+ * architecture. [services]: files that `ServiceLoader` looks for, by name.
  */
 class UnsignedApk(
     private val resources: File,
     private val dexFolder: File,
-    private val assets: List<File>,
     private val nativeLibraries: List<File>,
     private val services: Map<String, ByteArray>,
 ) {
@@ -44,7 +43,6 @@ class UnsignedApk(
             }
             val dexFiles = filesBelow(dexFolder).filterValues { it.extension == "dex" }
             yieldAll(dexFiles.map { (name, file) -> Packed(name, file.readBytes()) })
-            yieldAll(filesBelow(assets).map { (name, file) -> Packed("assets/$name", file.readBytes()) })
             // Stored, so that Android maps them from the APK: `extractNativeLibs="false"` asks for that.
             yieldAll(filesBelow(nativeLibraries).map { (name, file) -> Packed("lib/$name", file.readBytes(), true) })
             yieldAll(services.map { (name, bytes) -> Packed(name, bytes) })

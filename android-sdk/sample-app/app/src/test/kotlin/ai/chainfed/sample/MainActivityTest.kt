@@ -5,9 +5,13 @@ import android.view.View
 import android.widget.Button
 import android.widget.Switch
 import android.widget.TextView
+import androidx.work.Configuration
+import androidx.work.impl.WorkManagerImpl
+import org.junit.After
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
+import org.junit.Before
 import org.junit.Test
 import org.junit.runner.RunWith
 import org.robolectric.Robolectric
@@ -16,13 +20,31 @@ import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.shadows.ShadowToast
 import java.io.File
+import java.security.Provider
+import java.security.Security
 
 /** The screen over the published SDK, on Robolectric's Android. */
 @RunWith(RobolectricTestRunner::class)
 class MainActivityTest {
-    private val activity = Robolectric.buildActivity(MainActivity::class.java).setup().get()
-    private val consent = view<Switch>(R.id.consent)
-    private val stored = File(RuntimeEnvironment.getApplication().noBackupFilesDir, "chainfed")
+    private val application = RuntimeEnvironment.getApplication()
+    private val activity by lazy { Robolectric.buildActivity(MainActivity::class.java).setup().get() }
+    private val consent by lazy { view<Switch>(R.id.consent) }
+    private val stored = File(application.noBackupFilesDir, "chainfed")
+
+    /** Robolectric lacks the Android key store, in which ChainFed has its signing key: here, one in memory. */
+    @Before
+    fun addKeyStore() {
+        Security.addProvider(KeyStoreInMemory())
+    }
+
+    @After
+    fun removeKeyStore() = Security.removeProvider(KeyStoreInMemory.NAME)
+
+    /** On a device a content provider does this before the app starts; Robolectric starts none by itself. */
+    @Before
+    fun startWorkManager() {
+        WorkManagerImpl.setDelegate(WorkManagerImpl(application, Configuration.Builder().build()))
+    }
 
     @Test
     fun `nothing runs and nothing is stored before the user agrees`() {
@@ -83,5 +105,16 @@ class MainActivityTest {
 
     private companion object {
         const val PATIENCE_NANOS = 30_000_000_000
+    }
+}
+
+/** Java's own PKCS #12 store by the name that Android has for its key store. */
+private class KeyStoreInMemory : Provider(NAME, "1", "a key store for tests") {
+    init {
+        putService(Service(this, "KeyStore", "AndroidKeyStore", "sun.security.pkcs12.PKCS12KeyStore", null, null))
+    }
+
+    companion object {
+        const val NAME = "KeyStoreInMemory"
     }
 }
