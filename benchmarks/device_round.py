@@ -60,7 +60,7 @@ def measure(config: RobertaConfig, folder: Path) -> list[Round]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        model = _write_model(config, work / "model")
+        model = write_model(config, work / "model")
         bundle = export_bundle(
             ExportSettings(
                 str(model),
@@ -72,7 +72,7 @@ def measure(config: RobertaConfig, folder: Path) -> list[Round]:
                 windows=tuple(ASKED),
             )
         )
-        data = _write_rows(work / "train.jsonl", config.vocab_size)
+        data = write_rows(work / "train.jsonl", config.vocab_size, _ROWS, _TOKENS)
         end_to_end = measure_end_to_end(
             model, batch_size=_BATCH, seq_len=_TOKENS, bottleneck=_ADAPTER_DIM, num_labels=len(_LABELS)
         )
@@ -100,7 +100,14 @@ def show(rounds: list[Round]) -> Table:
     return rows
 
 
-def _write_model(config: RobertaConfig, folder: Path) -> Path:
+def roberta_large(layers: int = 24, vocab_size: int = 50_265) -> RobertaConfig:
+    """RoBERTa-large's sizes."""
+    sizes = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "max_position_embeddings": 514}
+    return RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=vocab_size, type_vocab_size=1)
+
+
+def write_model(config: RobertaConfig, folder: Path) -> Path:
+    """A model with random weights, and a tokenizer for the words of `write_rows`."""
     torch.manual_seed(0)
     RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
     vocabulary = {_word(index): index for index in range(config.vocab_size)}
@@ -114,12 +121,12 @@ def _word(index: int) -> str:
     return f"w{index}"
 
 
-def _write_rows(path: Path, vocab_size: int) -> Path:
-    """Four batches of full rows; words as frequent as in natural text, which is how much of the table a batch reads."""
+def write_rows(path: Path, vocab_size: int, num_rows: int, num_tokens: int) -> Path:
+    """Full rows; words as frequent as in natural text, which is how much of the table a batch reads."""
     draw = random.Random(0)
     frequencies = list(accumulate(1 / (rank + 2.7) for rank in range(vocab_size)))  # Zipf's law, Mandelbrot's form
     words = range(vocab_size)
-    texts = (" ".join(map(_word, draw.choices(words, cum_weights=frequencies, k=_TOKENS))) for _ in range(_ROWS))
+    texts = (" ".join(map(_word, draw.choices(words, cum_weights=frequencies, k=num_tokens))) for _ in range(num_rows))
     rows = ({"text": text, "label": index % len(_LABELS)} for index, text in enumerate(texts))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

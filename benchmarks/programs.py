@@ -24,7 +24,7 @@ from typing import Any
 import device_round
 import large_blocks
 import torch
-from transformers import LlamaConfig, Qwen3Config, RobertaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 from chainfed.core.console import err, out, table
 from chainfed.core.manifest import MANIFEST_FILE, WeightDtype
@@ -111,11 +111,6 @@ class Result:
     asked_mb: float | None
 
 
-def _roberta_large(layers: int = 24, vocab_size: int = _VOCABULARY) -> RobertaConfig:
-    sizes = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "max_position_embeddings": 514}
-    return RobertaConfig(**sizes, num_hidden_layers=layers, vocab_size=vocab_size, type_vocab_size=1)
-
-
 def _llama_1b(layers: int = 16) -> LlamaConfig:
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 2048}
@@ -135,7 +130,7 @@ def _llama_7b(layers: int = 32) -> LlamaConfig:
 
 
 MODELS: Mapping[str, Callable[..., Any]] = {
-    "roberta": _roberta_large,
+    "roberta": device_round.roberta_large,
     "llama-1b": _llama_1b,
     "qwen-0.6b": _qwen_600m,
     "llama-7b": _llama_7b,
@@ -183,12 +178,12 @@ def main() -> None:
         (options.out / "programs.md").write_text(_markdown(results))
     if set(options.words) <= _BLOCKS:
         err.print("a frozen layer in fewer bits")
-        blocks = large_blocks.measure(_roberta_large(layers=1), options.pairs)
+        blocks = large_blocks.measure(device_round.roberta_large(layers=1), options.pairs)
         out.print(large_blocks.show(blocks))
         (options.out / "blocks.json").write_text(json.dumps(blocks, indent=1) + "\n")
     if whole_round:
         err.print("a device's whole round, and end-to-end training")
-        rounds = device_round.measure(_roberta_large(vocab_size=50_265), options.out.absolute())
+        rounds = device_round.measure(device_round.roberta_large(vocab_size=50_265), options.out.absolute())
         out.print(device_round.show(rounds))
         (options.out / "round.json").write_text(json.dumps([asdict(each) for each in rounds], indent=1) + "\n")
 

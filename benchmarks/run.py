@@ -6,6 +6,7 @@
     PyTorch
     precision     frozen weights as f32, f16, int8 and int4: size, memory, speed, logits and accuracy
     federation    the chain beside end-to-end training of all adapters and linear probing, same federation, three seeds
+    android       the SDK's device on a JVM beside the Python device: step, first step, memory; after `make android`
     loading       memory that exporting a checkpoint of LLaMA-2-7B sizes takes; --layers 32 for all of it
 
 `make bench-programs` measures programs of the sizes of large models.
@@ -25,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import android
 import families
 import federation
 import loading
@@ -38,6 +40,7 @@ PARTS: dict[str, Callable[[Path, Path, bool], None]] = {
     "memory": memory.measure,
     "precision": precision.measure,
     "federation": federation.measure,
+    "android": android.measure,
     "loading": loading.measure,
 }
 

@@ -12,15 +12,32 @@ SDK = Path(__file__).parents[2] / "android-sdk"
 
 
 @pytest.fixture(scope="session")
-def jvm_device() -> Path:
-    """`chainfed-jvm-device`, built if its sources changed; without Java and Maven the test is skipped."""
+def sdk() -> Path:
+    """The SDK's folder; without Java and Maven the test is skipped."""
     if not (shutil.which("mvn") and shutil.which("javac") and shutil.which("g++")):
         pytest.skip("needs a JDK, Maven and g++")
-    built = SDK / "testing/target/class-path"
-    sources = [path for path in SDK.rglob("*") if path.is_file() and "target" not in path.parts]
-    if not built.is_file() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
-        goals = ["mvn", "-q", "-B", "-pl", "testing", "-am", "process-classes"]
-        done = subprocess.run(goals, cwd=SDK, capture_output=True, text=True, timeout=900)
+    return SDK
+
+
+@pytest.fixture(scope="session")
+def jvm_device(sdk: Path) -> Path:
+    """`chainfed-jvm-device`, built if its sources changed."""
+    _build_if_older(sdk / "testing/target/class-path", "-pl", "testing", "-am", "process-classes")
+    return sdk / "chainfed-jvm-device"
+
+
+@pytest.fixture(scope="session")
+def published(sdk: Path) -> Path:
+    """The folder repository with the SDK in it, built if its sources changed; `make android` leaves it so."""
+    repository = sdk / "target/repository"
+    aar = repository / "ai/chainfed/chainfed-android/0.1.0/chainfed-android-0.1.0.aar"
+    _build_if_older(aar, "-DskipTests", "-pl", "android", "-am", "verify")
+    return repository
+
+
+def _build_if_older(product: Path, *goals: str) -> None:
+    sources = [path for path in SDK.rglob("*") if path.is_file() and not {"target", "sample-app"} & set(path.parts)]
+    if not product.is_file() or product.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        done = subprocess.run(["mvn", "-q", "-B", *goals], cwd=SDK, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
-        built.touch()
-    return SDK / "chainfed-jvm-device"
+        product.touch()

@@ -33,43 +33,41 @@ PERMISSIONS = {
     "ai.chainfed.sample.DYNAMIC_RECEIVER_NOT_EXPORTED_PERMISSION",
 }
 
-pytestmark = pytest.mark.slow
+RELEASE = pytest.param("release", marks=pytest.mark.slow)
+"""R8 takes more than a minute."""
+
+pytestmark = pytest.mark.timeout(1800)
 
 
 def maven(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["mvn", "-B", *arguments], cwd=folder, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(["mvn", "-B", *arguments], cwd=folder, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
     return done.stdout
 
 
 @dataclass(frozen=True)
 class Build:
-    """The two APKs, and what Maven said while it built them."""
+    """An APK, and what Maven said while it built it."""
 
     said: str
-    debug: Path
-    release: Path
+    apk: Path
 
 
-@pytest.fixture(scope="module")
-def published() -> Path:
-    """The folder repository with the SDK in it."""
-    if not (shutil.which("mvn") and shutil.which("javac") and shutil.which("g++")):
-        pytest.skip("needs a JDK, Maven and g++")
-    maven(SDK, "verify", "-DskipTests", "-pl", "android", "-am")
-    return SDK / "target" / "repository"
-
-
-@pytest.fixture(scope="module")
-def build(published: Path) -> Build:
+@pytest.fixture(scope="session")
+def debug(published: Path) -> Build:
     assert (published / "ai/chainfed/chainfed-android").is_dir()
-    said = maven(SAMPLE, "clean", "verify", "-Prelease")
-    return Build(said, TARGET / "sample-debug.apk", TARGET / "sample-release.apk")
+    return Build(maven(SAMPLE, "verify"), TARGET / "sample-debug.apk")
 
 
-@pytest.fixture(scope="module", params=["debug", "release"])
-def apk(build: Build, request: pytest.FixtureRequest) -> Path:
-    return build.debug if request.param == "debug" else build.release
+@pytest.fixture(scope="session")
+def release(debug: Build) -> Build:
+    return Build(maven(SAMPLE, "verify", "-Prelease", "-DskipTests"), TARGET / "sample-release.apk")
+
+
+@pytest.fixture(params=["debug", RELEASE])
+def apk(request: pytest.FixtureRequest) -> Path:
+    build: Build = request.getfixturevalue(request.param)
+    return build.apk
 
 
 def classes_of(apk: Path) -> set[str]:
@@ -119,12 +117,14 @@ def aapt2(*arguments: str) -> str:
     return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def test_without_the_runtimes_aar_the_build_says_so_in_one_line(build: Build) -> None:
-    assert sum(WITHOUT_RUNTIME in line for line in build.said.splitlines()) == 1
-    for apk in (build.debug, build.release):
-        assert [name for name in classes_of(apk) if name.startswith("org.pytorch.executorch.")] == []
-        assert [name for name in classes_of(apk) if name.startswith("ai.chainfed.executorch.")] == []
-        assert not [entry for entry, _, _ in libraries_of(apk) if "executorch" in entry.filename]
+def test_without_the_runtimes_aar_the_build_says_so_in_one_line(debug: Build) -> None:
+    assert sum(WITHOUT_RUNTIME in line for line in debug.said.splitlines()) == 1
+
+
+def test_without_the_runtimes_aar_nothing_of_it_is_in_the_apk(apk: Path) -> None:
+    ours_for_tests = "ai.chainfed.executorch."
+    assert [name for name in classes_of(apk) if name.startswith(("org.pytorch.executorch.", ours_for_tests))] == []
+    assert not [entry for entry, _, _ in libraries_of(apk) if "executorch" in entry.filename]
 
 
 def test_debians_apksigner_verifies_schemes_2_and_3(apk: Path) -> None:
@@ -158,8 +158,8 @@ def test_native_libraries_can_be_mapped_on_devices_with_pages_of_16_kb(apk: Path
             assert min(load_alignments(content)) >= PAGE_BYTES, entry.filename
 
 
-def test_the_debug_apk_holds_the_app_the_sdk_and_its_libraries(build: Build) -> None:
-    classes = classes_of(build.debug)
+def test_the_debug_apk_holds_the_app_the_sdk_and_its_libraries(debug: Build) -> None:
+    classes = classes_of(debug.apk)
     for name in (
         "ai.chainfed.sample.MainActivity",
         "ai.chainfed.sample.SampleApplication",
@@ -176,15 +176,16 @@ def test_the_debug_apk_holds_the_app_the_sdk_and_its_libraries(build: Build) -> 
     assert not [name for name in classes if name.startswith(("ai.chainfed.testing.", "org.junit.", "org.robolectric."))]
 
 
-def test_what_is_made_by_name_keeps_its_name_in_the_shrunk_apk(build: Build) -> None:
-    classes = classes_of(build.release)
+@pytest.mark.slow
+def test_what_is_made_by_name_keeps_its_name_in_the_shrunk_apk(debug: Build, release: Build) -> None:
+    classes = classes_of(release.apk)
     assert {
         "ai.chainfed.sample.MainActivity",
         "ai.chainfed.sample.SampleApplication",
         "ai.chainfed.android.ChainFedWorker",
     } <= classes
-    assert len(classes) < len(classes_of(build.debug)) / 2
-    assert build.release.stat().st_size < build.debug.stat().st_size
+    assert len(classes) < len(classes_of(debug.apk)) / 2
+    assert release.apk.stat().st_size < debug.apk.stat().st_size
     mapping = (TARGET / "release" / "mapping.txt").read_text()
     message = re.search(r"^ai\.chainfed\.v1\.CheckInResponse -> .*\n((?:[ #].*\n)*)", mapping, re.MULTILINE)
     assert message
@@ -235,14 +236,14 @@ def test_every_label_is_in_both_files_of_notes() -> None:
     assert not set(rows["train.jsonl"]) & set(rows["test.jsonl"])
 
 
-def test_screen_tests_ran(build: Build) -> None:
-    counts = re.findall(r"Tests run: (\d+), Failures: 0, Errors: 0, Skipped: 0", build.said)
+def test_screen_tests_ran(debug: Build) -> None:
+    counts = re.findall(r"Tests run: (\d+), Failures: 0, Errors: 0, Skipped: 0", debug.said)
     assert counts
     assert int(counts[-1]) >= 4
 
 
 @pytest.fixture(scope="module")
-def runtime_aar(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runtime_aar(debug: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AAR in the form of the runtime's: one class, and a library for arm64-v8a (fbjni's, by another name)."""
     folder = tmp_path_factory.mktemp("runtime")
     source = folder / "Module.java"
@@ -250,7 +251,7 @@ def runtime_aar(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["javac", "--release", "8", "-Xlint:-options", "-d", str(folder), str(source)], check=True)
     with zipfile.ZipFile(folder / "classes.jar", "w") as jar:
         jar.write(folder / "org/pytorch/executorch/Module.class", "org/pytorch/executorch/Module.class")
-    native = next(content for entry, _, content in libraries_of(build.debug) if "arm64-v8a/libfbjni" in entry.filename)
+    native = next(content for entry, _, content in libraries_of(debug.apk) if "arm64-v8a/libfbjni" in entry.filename)
     aar = folder / "executorch-android-1.4.1.aar"
     with zipfile.ZipFile(aar, "w") as archive:
         archive.writestr("AndroidManifest.xml", '<manifest package="org.pytorch.executorch"/>')
@@ -259,7 +260,8 @@ def runtime_aar(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return aar
 
 
-def test_the_runtimes_aar_is_packed_when_its_path_is_given(build: Build, runtime_aar: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_runtimes_aar_is_packed_when_its_path_is_given(runtime_aar: Path, tmp_path: Path) -> None:
     copy = tmp_path / "sample-app"
     shutil.copytree(SAMPLE, copy, ignore=shutil.ignore_patterns("target"))
     repository = f"-Dchainfed.repository={SDK / 'target' / 'repository'}"
@@ -272,7 +274,8 @@ def test_the_runtimes_aar_is_packed_when_its_path_is_given(build: Build, runtime
     assert '"a.b:1"' in aapt2("dump", "resources", str(apk))
 
 
-def test_an_aar_that_is_not_there_is_one_sentence(build: Build, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_aar_that_is_not_there_is_one_sentence(published: Path, tmp_path: Path) -> None:
     missing = tmp_path / "none.aar"
     done = subprocess.run(
         ["mvn", "-B", "verify", "-DskipTests", f"-Dexecutorch.aar={missing}"],

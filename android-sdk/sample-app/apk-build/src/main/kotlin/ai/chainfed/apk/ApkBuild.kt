@@ -21,24 +21,12 @@ internal class ApkBuild(
 
     /** Without the runtime's AAR its classes are absent, which R8 would take for a mistake. */
     val rules =
-        if (options
-                .all(
-                    "executorch",
-                ).any(String::isNotEmpty)
-        ) {
-            emptyList()
-        } else {
-            listOf("-dontwarn org.pytorch.executorch.**")
-        }
+        if (options.text("executorch").isEmpty()) listOf("-dontwarn org.pytorch.executorch.**") else emptyList()
 
     fun finish(services: Map<String, ByteArray>) {
         val unsigned = File(target, "unsigned.apk")
-        UnsignedApk(
-            linked.archive,
-            dexFolder,
-            libraries.mapNotNull { it.nativeLibraries },
-            services,
-        ).write(unsigned)
+        val nativeLibraries = libraries.mapNotNull { it.nativeLibraries }
+        UnsignedApk(linked.archive, dexFolder, nativeLibraries, services).write(unsigned)
         alignAndSign(unsigned, DebugKey(options.file("key")), minSdk, options.file("apk"))
         unsigned.delete()
     }

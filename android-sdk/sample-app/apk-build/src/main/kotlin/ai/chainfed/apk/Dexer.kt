@@ -4,6 +4,8 @@ import com.android.tools.r8.CompilationFailedException
 import com.android.tools.r8.CompilationMode
 import com.android.tools.r8.D8
 import com.android.tools.r8.D8Command
+import com.android.tools.r8.Diagnostic
+import com.android.tools.r8.DiagnosticsHandler
 import com.android.tools.r8.JdkClassFileProvider
 import com.android.tools.r8.OutputMode
 import com.android.tools.r8.R8
@@ -40,7 +42,7 @@ class Dexer(
     /**
      * What the app uses of [jars], shrunk and renamed. Kept is what the [ruleFiles], the jars' own rules
      * (`META-INF/proguard`) and [rules] ask for. [mapping] gets the names before and after; [into] also the jars' other
-     * files, in which names of classes are corrected.
+     * files, in which names of classes are corrected. What R8 warns of fails the build.
      */
     fun release(
         jars: List<File>,
@@ -50,9 +52,10 @@ class Dexer(
         into: File,
     ) {
         empty(into)
+        val warnings = Warnings()
         val command =
             R8Command
-                .builder()
+                .builder(warnings)
                 .addProgramFiles(jars.map(File::toPath))
                 .addLibraryFiles(androidJar.toPath())
                 .addLibraryResourceProvider(javaClasses)
@@ -63,6 +66,7 @@ class Dexer(
                 .setMinApiLevel(minSdk)
                 .setOutput(into.toPath(), OutputMode.DexIndexed, true)
         attempt("R8") { R8.run(command.build()) }
+        if (warnings.all.isNotEmpty()) throw BuildFailure("R8 warns: ${warnings.all.joinToString(" ")}")
     }
 
     private fun empty(folder: File) {
@@ -79,5 +83,21 @@ class Dexer(
         } catch (failure: CompilationFailedException) {
             throw BuildFailure("$name failed; what it said stands above.", failure)
         }
+    }
+}
+
+/** What R8 warns of, but for files beside the classes, such as licences, that several jars have: one is enough. */
+private class Warnings : DiagnosticsHandler {
+    val all = ArrayList<String>()
+
+    override fun warning(diagnostic: Diagnostic) {
+        val message = diagnostic.diagnosticMessage
+        if (!SAME_FILE.matches(message)) all += message
+    }
+
+    override fun info(diagnostic: Diagnostic) = Unit
+
+    private companion object {
+        val SAME_FILE = Regex("Resource 'META-INF/.*' already exists\\.")
     }
 }

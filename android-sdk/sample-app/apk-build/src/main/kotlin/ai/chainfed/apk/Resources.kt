@@ -41,25 +41,13 @@ class Aapt2(
         val linked = LinkedResources(into)
         val overlays = compiled.drop(1).flatMap { listOf("-R", it.path) }
         val packages = libraryPackages.distinct().flatMap { listOf("--extra-packages", it) }
+        val input = listOf("-I", androidJar.path, "--manifest", manifest.path, "--auto-add-overlay")
+        val outputs =
+            listOf("-o", linked.archive.path, "--java", linked.sources.path, "--proguard", linked.keepRules.path)
+        val assetFolders = assets.flatMap { listOf("-A", it.path) }
         run(
-            *listOf(
-                "link",
-                "-I",
-                androidJar.path,
-                "--manifest",
-                manifest.path,
-                "-o",
-                linked.archive.path,
-            ).toTypedArray(),
-            *listOf(
-                "--java",
-                linked.sources.path,
-                "--proguard",
-                linked.keepRules.path,
-                "--auto-add-overlay",
-            ).toTypedArray(),
-            *assets.flatMap { listOf("-A", it.path) }.toTypedArray(),
-            *(packages + compiled.take(1).map { it.path } + overlays).toTypedArray(),
+            "link",
+            *(input + outputs + assetFolders + packages + compiled.take(1).map { it.path } + overlays).toTypedArray(),
         )
         return linked
     }

@@ -28,22 +28,19 @@ class DebugKey(
     private fun create() {
         file.parentFile.mkdirs()
         val keytool = File(System.getProperty("java.home"), "bin/keytool")
-        val process =
-            ProcessBuilder(
-                keytool.path,
-                "-genkeypair",
-                "-keystore",
-                file.path,
-                "-storetype",
-                "PKCS12",
-                "-storepass",
-                PASSWORD,
-            ).apply {
-                command() +=
-                    listOf("-alias", ALIAS, "-keyalg", "RSA", "-keysize", "2048", "-validity", "10950")
-            }.apply { command() += listOf("-dname", "CN=Android Debug, O=Android, C=US") }
-                .redirectErrorStream(true)
-                .start()
+        val options =
+            mapOf(
+                "-keystore" to file.path,
+                "-storetype" to "PKCS12",
+                "-storepass" to PASSWORD,
+                "-alias" to ALIAS,
+                "-keyalg" to "RSA",
+                "-keysize" to "2048",
+                "-validity" to "10950",
+                "-dname" to "CN=Android Debug, O=Android, C=US",
+            )
+        val command = listOf(keytool.path, "-genkeypair") + options.flatMap { listOf(it.key, it.value) }
+        val process = ProcessBuilder(command).redirectErrorStream(true).start()
         val said = process.inputStream.bufferedReader().readText()
         if (process.waitFor() != 0) throw BuildFailure("keytool could not make $file: ${said.trim()}")
     }
@@ -79,8 +76,6 @@ fun alignAndSign(
             .build()
             .verify()
     if (!verified.isVerified) {
-        throw BuildFailure(
-            "The signatures of $into do not hold: ${verified.errors.joinToString()}.",
-        )
+        throw BuildFailure("The signatures of $into do not hold: ${verified.errors.joinToString()}.")
     }
 }
