@@ -56,7 +56,8 @@ class Build:
 @pytest.fixture(scope="session")
 def debug(published: Path) -> Build:
     assert (published / "ai/chainfed/chainfed-android").is_dir()
-    return Build(maven(SAMPLE, "verify"), TARGET / "sample-debug.apk")
+    said = maven(SDK.parent, "-f", "android-sdk/sample-app", "verify")
+    return Build(said, TARGET / "sample-debug.apk")
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chainfed.coordinator.app import in_background
-from chainfed.coordinator.certificate import ServerCertificate
-from chainfed.coordinator.client import OperatorClient
-from chainfed.coordinator.enrolment_tokens import EnrolmentTokens
 from chainfed.core import cli
 from chainfed.core.errors import BadInputError, UnauthorizedError, UnreachableError
 from chainfed.core.manifest import Bundle
@@ -27,11 +23,10 @@ from chainfed.harness.outcome import EvaluationOutcome
 from chainfed.harness.storage import DeviceStorage
 from chainfed.harness.transfer import upload
 from chainfed.v1 import device_service_pb2 as pb
-from chainfed.v1 import run_service_pb2 as run_pb
+from tests.admission import TOKEN, guarded_coordinator, rows, started
 from tests.certificates import Authority
 
 WORK = "a" * 32
-TOKEN = "spring 2026"
 
 
 @pytest.fixture(autouse=True)
@@ -52,32 +47,8 @@ def ca(authority: Authority, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(authority: Authority, tmp_path: Path) -> Iterator[str]:
-    """A coordinator with TLS and one token."""
-    tokens = tmp_path / "tokens"
-    tokens.write_text(TOKEN + "\n")
-    certificate = ServerCertificate(*authority.issue(tmp_path, "127.0.0.1"))
-    with in_background(tmp_path / "state", certificate=certificate, tokens=EnrolmentTokens(tokens)) as address:
+    with guarded_coordinator(authority, tmp_path) as address:
         yield address
-
-
-@contextmanager
-def started(address: str, bundle: Bundle, transport: Transport | None = None) -> Iterator[tuple[OperatorClient, str]]:
-    """A run over one device that is about to come."""
-    config = run_pb.RunConfig(rounds=2, devices_per_round=1, min_devices=1, seed=5, window_size=2)
-    with OperatorClient(address, transport) as operator:
-        run_id = operator.create(bundle, config).run_id
-        operator.start(run_id)
-        yield operator, run_id
-
-
-def rows(data: Any, folder: Path) -> list[str]:
-    """The options of a device with some of the rows."""
-    options = []
-    for option, path in (("--data", data.train), ("--test-data", data.test)):
-        part = folder / f"{option.strip('-')}.jsonl"
-        part.write_text("".join(path.read_text().splitlines(keepends=True)[:13]))
-        options += [option, str(part)]
-    return options
 
 
 def test_the_whole_way_with_tls_token_and_signatures_gives_the_same_bytes(

@@ -29,7 +29,10 @@ import kotlinx.coroutines.flow.takeWhile
 import java.io.File
 import java.io.RandomAccessFile
 import java.nio.ByteBuffer
+import java.security.GeneralSecurityException
 import java.util.concurrent.TimeUnit
+import javax.net.ssl.SSLException
+import javax.net.ssl.SSLPeerUnverifiedException
 import kotlin.random.Random
 
 /**
@@ -280,10 +283,7 @@ internal class Coordinator(
         val tried = "(Tried for ${silenceMillis / MILLIS_PER_SECOND} s.)"
         return when (failure.status.code) {
             Status.Code.UNAVAILABLE ->
-                ChainFedException.Unreachable(
-                    "No coordinator answers at $address; check the address and the network. $tried",
-                    failure,
-                )
+                ChainFedException.Unreachable("${noConnection(failure)} $tried", failure)
 
             Status.Code.DEADLINE_EXCEEDED ->
                 ChainFedException.Unreachable(
@@ -300,8 +300,25 @@ internal class Coordinator(
         }
     }
 
+    /** Why there is no connection, as far as TLS says. */
+    private fun noConnection(failure: StatusException): String {
+        val causes = generateSequence<Throwable>(failure) { it.cause }.take(LONGEST_CHAIN_OF_CAUSES)
+        return when {
+            causes.any { it is GeneralSecurityException || it is SSLPeerUnverifiedException } ->
+                "What answers at $address has no valid certificate for that name from an authority that is trusted " +
+                    "here; give the authority's certificate, and a name that stands in the coordinator's."
+
+            causes.any { it is SSLException } ->
+                "What answers at $address does not speak TLS as it should; check the address, and whether the " +
+                    "coordinator has a certificate."
+
+            else -> "No coordinator answers at $address; check the address and the network."
+        }
+    }
+
     private companion object {
         const val CALL_SECONDS = 30L
+        const val LONGEST_CHAIN_OF_CAUSES = 10
         const val CHECK_IN_SECONDS = 15L // The coordinator holds a check-in until there is work, well within it.
         const val SLOWEST_BYTES_PER_SECOND = 50_000L
         const val CHUNK_BYTES = 262_144

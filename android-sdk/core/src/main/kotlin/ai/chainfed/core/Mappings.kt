@@ -78,11 +78,15 @@ internal class Mappings {
         val allowed = maxOf(numBytes, SPARE_BYTES)
         val until = System.nanoTime() + PATIENCE_NANOS
         forgetEnded()
+        var collected = false
         while (live.sumOf { if (it.isLetGo) it.numBytes else 0 } > allowed && System.nanoTime() < until) {
             System.gc()
             forget(queue.remove(POLL_MILLIS))
             forgetEnded()
+            collected = true
         }
+        // The collector's thread tells of a buffer and ends its mapping in any order.
+        if (collected) Thread.sleep(SETTLE_MILLIS)
     }
 
     private fun forgetEnded() {
@@ -97,5 +101,6 @@ internal class Mappings {
         const val SPARE_BYTES = 1L shl 24
         const val PATIENCE_NANOS = 2_000_000_000L
         const val POLL_MILLIS = 20L
+        const val SETTLE_MILLIS = 5L
     }
 }

@@ -158,7 +158,7 @@ private class JvmDevice(
         val authority = values["--ca"]?.let(::File)
         val isSecure = "--tls" in flags || authority != null
         if (isSecure && "--insecure" in flags) {
-            throw UsageException(
+            throw ChainFedException.BadInput(
                 "--insecure speaks without encryption, and --tls or --ca with it; give only one of them.",
             )
         }
