@@ -372,6 +372,38 @@ def newer_version(assignment: pb.Assignment, server: Server) -> None:
     assignment.manifest.CopyFrom(put(server, json.dumps(manifest | {"format_version": 99}).encode()))
 
 
+@pytest.mark.parametrize("harm", ["id", "empty id", "manifest", "file", "piece", "task"])
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_touched(
+    server: Server, address: str, tmp_path: Path, harm: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "journal").write_text("of somebody else")
+    task = pb.Assignment(assignment_id="a" * 32, manifest=put(server, b"{}"), evaluate=pb.EvaluateTask())
+    elsewhere = blob_pb2.BlobRef(sha256="../../../precious/journal", size_bytes=0)
+    match harm:
+        case "id":
+            task.assignment_id = "../../precious"
+        case "empty id":
+            task.assignment_id = ""
+        case "manifest":
+            task.manifest.CopyFrom(elsewhere)
+        case "file":
+            task.files.add(name="programs/block.pte", blob=elsewhere)
+        case "piece":
+            task.state.add(name="all", blob=elsewhere)
+        case "task":
+            task.ClearField("evaluate")
+    server.answers = [pb.CheckInResponse(assignment=task)]
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "one", "label": 0}\n')
+    with pytest.raises(BundleError, match="The coordinator sent a"):
+        run_device(DeviceSettings(address, tmp_path / "state", data))
+    assert [each.reason for each in server.abandoned] == [pb.ABANDON_REASON_BAD_BUNDLE]
+    assert [path.name for path in precious.iterdir()] == ["journal"]
+    assert server.offsets == []
+
+
 @pytest.mark.parametrize("damage", [damage_file, swap_file, newer_version])
 def test_a_damaged_bundle_ends_the_device_with_a_sentence(
     server: Server,

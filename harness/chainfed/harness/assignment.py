@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from chainfed.core.errors import BadInputError, MemoryBudgetError
+from chainfed.core.errors import BundleError, MemoryBudgetError
 from chainfed.harness.bundle import DeviceBundle, map_state
 from chainfed.harness.chain import KeptDepth
 from chainfed.harness.data import TokenData
@@ -21,6 +22,9 @@ from chainfed.runtime.memory import PeakSampler, trim
 from chainfed.v1 import device_service_pb2 as pb
 
 PROFILE, WARMUP, TRAIN, EVALUATE = "profile", "warmup", "train", "evaluate"
+
+_ASSIGNMENT_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StopWork(Exception):  # noqa: N818 - it is no error: the work is given back.
@@ -53,10 +57,20 @@ class Finding:
 
 
 def task_kind(assignment: pb.Assignment) -> str:
-    """Which task an assignment brings. Raises BadInputError when this version does not know it."""
+    """Which task an assignment brings.
+
+    Raises BundleError when this version does not know it, and when a name by which the device will keep a file could
+    lead out of its state folder.
+    """
+    refs = [assignment.manifest, *(named.blob for named in (*assignment.files, *assignment.state))]
+    if not _ASSIGNMENT_ID.fullmatch(assignment.assignment_id) or not all(_SHA256.fullmatch(ref.sha256) for ref in refs):
+        raise BundleError(
+            "The coordinator sent an assignment with an id that is not 1 to 64 letters, digits, - and _, or a SHA-256 "
+            "that is not 64 hexadecimal digits; check that the address is the coordinator's."
+        )
     kind = assignment.WhichOneof("task")
     if kind is None:
-        raise BadInputError("The coordinator sent a task that this ChainFed does not know; install a newer one.")
+        raise BundleError("The coordinator sent a task that this ChainFed does not know; install a newer one.")
     return str(kind)
 
 

@@ -232,6 +232,9 @@ class _Device:
             self._submit(assignment, finding, journal)
             journal.discard()
             self.storage.pieces.keep_only({path.name for path in pieces.values()})
+            if self.settings.files_folder is None:
+                hashes = {entry.sha256 for entry in bundle.manifest.files.values()}
+                self.storage.files.keep_only(hashes | {bundle.manifest_sha256})
             self.counts[kind] += 1
             usage = finding.usage
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, usage.peak_anonymous_bytes)

@@ -129,7 +129,7 @@ class _Reader:
         chat = self._manifest.task.chat
         if chat is None:
             raise BundleError(
-                f"The bundle says nothing about conversations, but {passage.where} is one; export it again."
+                "The bundle says nothing about conversations, but the examples hold one; export it again."
             )
         try:
             pieces = conversation(chat, passage.messages)

@@ -26,6 +26,28 @@ internal class Finding(
     val usage: Usage,
 )
 
+/**
+ * Looks at the names by which the device will keep files, which come from elsewhere, and at the kind of task.
+ *
+ * @throws ChainFedException.BadBundle when one could lead out of the state folder, or the task is not known.
+ */
+internal fun requireUsable(assignment: Assignment) {
+    val blobs = (assignment.filesList + assignment.stateList).map { it.blob } + assignment.manifest
+    if (!ASSIGNMENT_ID.matches(assignment.assignmentId) || !blobs.all { SHA256.matches(it.sha256) }) {
+        throw ChainFedException.BadBundle(
+            "The coordinator sent an assignment with an id that is not 1 to 64 letters, digits, - and _, or a SHA-256 " +
+                "that is not 64 hexadecimal digits; check that the address is the coordinator's.",
+        )
+    }
+    if (assignment.taskCase == Assignment.TaskCase.TASK_NOT_SET) throw unknownTask()
+}
+
+private fun unknownTask() =
+    ChainFedException.BadBundle("The coordinator sent a task that this ChainFed does not know; install a newer one.")
+
+private val ASSIGNMENT_ID = Regex("[0-9A-Za-z_-]{1,64}")
+private val SHA256 = Regex("[0-9a-f]{64}")
+
 /** The journal of an assignment: the one that a killed process left, when it was about the same work. */
 internal fun openJournal(
     storage: DeviceStorage,
@@ -131,10 +153,7 @@ private suspend fun run(
 
         Assignment.TaskCase.EVALUATE -> evaluate(work)
 
-        else ->
-            throw ChainFedException.BadInput(
-                "The coordinator sent a task that this ChainFed does not know; install a newer one.",
-            )
+        else -> throw unknownTask()
     }
 
 /** One process's work on an assignment: what it has used, and whether it may go on. */

@@ -31,7 +31,7 @@ import kotlin.random.Random
  * @property policyPatienceMillis for how long work that the policy objects to is kept, to go on in the same process,
  * before the assignment is given back.
  * @property idlePatienceMillis leave when the coordinator has had nothing to do for so long.
- * @property enrolmentToken asked for whenever the device makes itself known; empty where the coordinator wants none.
+ * @property enrolmentToken asked for when the coordinator refuses the device without one; empty where there is none.
  */
 public class DeviceSettings
     @JvmOverloads
@@ -181,8 +181,15 @@ public class Device(
             }
         }
 
+        /** The app is asked for a token only when the coordinator does not know the device. */
         private suspend fun enrol() {
-            coordinator.enrol(key, settings.modelName, settings.enrolmentToken())
+            try {
+                coordinator.enrol(key, settings.modelName, "")
+            } catch (refusal: ChainFedException.Unauthorized) {
+                val token = settings.enrolmentToken()
+                if (token.isEmpty()) throw refusal
+                coordinator.enrol(key, settings.modelName, token)
+            }
             onEvent(DeviceEvent(DeviceEvent.Kind.ENROLLED, "This is device ${coordinator.deviceId}."))
         }
 
@@ -219,6 +226,7 @@ public class Device(
         }
 
         private suspend fun complete(assignment: Assignment) {
+            requireUsable(assignment)
             val kind = assignment.taskCase.name.lowercase()
             tell(DeviceEvent.Kind.ASSIGNMENT, kind, assignment)
             storage.forgetOtherWork(assignment.assignmentId)
@@ -231,6 +239,7 @@ public class Device(
                 submit(assignment, finding, journal)
                 journal.discard()
                 storage.pieces.keepOnly(pieces.values.map { it.name }.toSet())
+                storage.files.keepOnly(bundle.manifest.files.values.map { it.sha256 }.toSet() + bundle.manifestSha256)
                 counts.merge(kind, 1, Int::plus)
                 usage =
                     Usage(

@@ -10,7 +10,6 @@ import ai.chainfed.json.readJson
 import ai.chainfed.json.writeJson
 import java.io.Closeable
 import java.io.File
-import java.io.IOException
 import java.io.RandomAccessFile
 import java.nio.ByteBuffer
 import java.util.zip.CRC32
@@ -46,11 +45,7 @@ internal class Journal(
     fun append(record: JsonObject) {
         val body = writeJson(sorted(record)).toByteArray()
         val line = "%08x ".format(crc(body)).toByteArray() + body + '\n'.code.toByte()
-        val buffer = ByteBuffer.wrap(line)
-        val end = file.length()
-        if (file.channel.write(buffer, end) != line.size) {
-            throw IOException("a record of the journal was written in part: is the storage full?")
-        }
+        file.channel.writeFully(ByteBuffer.wrap(line), file.length())
         kept.add(record)
     }
 

@@ -1,6 +1,7 @@
 package ai.chainfed.core
 
 import java.io.File
+import java.io.FileOutputStream
 import java.io.IOException
 import java.security.GeneralSecurityException
 import java.security.KeyFactory
@@ -12,8 +13,8 @@ import java.security.spec.PKCS8EncodedKeySpec
 import java.security.spec.X509EncodedKeySpec
 
 /**
- * A device's key in a file of its state folder, made at the first use: for a JVM and for tests. Whoever reads the file
- * has the key; a phone keeps its own in its key store.
+ * A device's key in a file of its state folder that its owner alone can read, made at the first use: for a JVM and for
+ * tests. A phone keeps its own in its key store.
  *
  * @throws ChainFedException.BadInput from both members when the file cannot be used.
  */
@@ -44,7 +45,15 @@ public class SoftwareDeviceKeys(
         val generator = KeyPairGenerator.getInstance("EC").apply { initialize(ECGenParameterSpec("secp256r1")) }
         val pair = generator.generateKeyPair()
         val part = File(file.path + ".part")
-        part.writeText(pair.public.encoded.toHex() + "\n" + pair.private.encoded.toHex() + "\n")
+        part.delete()
+        part.createNewFile()
+        // Nobody's but the owner's, before anything is in it.
+        part.setReadable(false, false)
+        part.setReadable(true, true)
+        FileOutputStream(part).use {
+            it.write("${pair.public.encoded.toHex()}\n${pair.private.encoded.toHex()}\n".toByteArray())
+            it.fd.sync()
+        }
         moveOver(part, file)
         return pair
     }

@@ -189,7 +189,7 @@ private class PassageReader(
         passage.text?.let { return allTargets(texts.encode(it, where).ids) }
         val chat =
             manifest.task.chat ?: throw ChainFedException.BadBundle(
-                "The bundle says nothing about conversations, but $where is one; export it again.",
+                "The bundle says nothing about conversations, but the examples hold one; export it again.",
             )
         val pieces = conversation(chat, passage.messages, where)
         val encoding = texts.encode(pieces.joinToString("") { it.text }, where, addSpecialTokens = chat.specialTokens)

@@ -6,6 +6,7 @@ import ai.chainfed.v1.AssignmentKt
 import ai.chainfed.v1.CheckInResponse
 import ai.chainfed.v1.GlobalBranchStatistics
 import ai.chainfed.v1.assignment
+import ai.chainfed.v1.blobRef
 import ai.chainfed.v1.checkInResponse
 import ai.chainfed.v1.evaluateTask
 import ai.chainfed.v1.finished
@@ -258,6 +259,66 @@ class DeviceTest {
         assertEquals(DeviceReport.End.FINISHED, runBlocking { device().run() }.end)
         assertEquals(2, server.enrolments.size)
         assertEquals(server.enrolments[0].deviceKey, server.enrolments[1].deviceKey)
+    }
+
+    @Test
+    fun `a token is asked for only when the coordinator refuses the device without one`() {
+        var timesAsked = 0
+        val settings = { state: File ->
+            DeviceSettings("here:7700", state, "test", enrolmentToken = { "token ${++timesAsked}" })
+        }
+        finish()
+        runBlocking { device(settings = settings).run() }
+        assertEquals(0, timesAsked)
+        server.failures += FakeCoordinator.refusal("UNAUTHORIZED", "no token")
+        finish()
+        runBlocking { device(settings = settings).run() }
+        assertEquals(listOf("", "token 1"), server.enrolments.map { it.enrolmentToken })
+
+        repeat(2) { server.failures += FakeCoordinator.refusal("UNAUTHORIZED", "another key") }
+        assertThrows(ChainFedException.Unauthorized::class.java) { runBlocking { device(settings = settings).run() } }
+        assertEquals(2, timesAsked)
+    }
+
+    @Test
+    fun `a name that leads elsewhere is refused before anything is touched`() {
+        val precious = File(folder.newFolder("precious"), "journal").apply { writeText("of somebody else") }
+        val elsewhere =
+            namedBlob {
+                name = "all"
+                blob = blobRef { sha256 = "../../../precious/journal" }
+            }
+        val harmful =
+            listOf<AssignmentKt.Dsl.() -> Unit>(
+                { assignmentId = "../../precious" },
+                { assignmentId = "" },
+                { manifest = elsewhere.blob },
+                { files += elsewhere },
+                { state += elsewhere },
+                { clearTrain() },
+            )
+        for (harm in harmful) {
+            give(training(harm))
+            val refusal = assertThrows(ChainFedException.BadBundle::class.java) { runBlocking { device().run() } }
+            assertTrue(refusal.message!!, refusal.message!!.startsWith("The coordinator sent a"))
+            assertEquals(AbandonReason.ABANDON_REASON_BAD_BUNDLE, server.abandoned.last().reason)
+        }
+        assertEquals(harmful.size, server.abandoned.size)
+        assertEquals("of somebody else", precious.readText())
+        assertTrue(server.offsets.isEmpty())
+    }
+
+    @Test
+    fun `what belongs to another bundle is removed when a result is in`() {
+        val files = File(folder.root, "state/files").apply { mkdirs() }
+        File(files, "b".repeat(64)).writeText("an older bundle's")
+        File(files, "c".repeat(64) + ".part").writeText("a broken download")
+        give(training())
+        finish()
+        runBlocking { device().run() }
+        val manifest = readManifest(File(source, "manifest.json").readBytes(), "The manifest")
+        val expected = manifestFiles().map { manifest.files.getValue(it).sha256 } + put("manifest.json").sha256
+        assertEquals(expected.toSet(), files.list()!!.toSet())
     }
 
     @Test

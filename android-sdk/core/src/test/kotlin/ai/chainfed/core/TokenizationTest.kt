@@ -144,7 +144,7 @@ class TokenizationTest {
                 read("language", sound, Passage.answer("q", "a")) { copy(task = task.copy(chat = null)) }
             }
         assertEquals(
-            "The bundle says nothing about conversations, but $where is one; export it again.",
+            "The bundle says nothing about conversations, but the examples hold one; export it again.",
             silent.message,
         )
     }
