@@ -11,6 +11,9 @@ PROTOS := $(shell find protos -name '*.proto')
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make requirements"
 
+# A worker a core, but no more than the memory of a usual machine holds; tests of one file share what they set up.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 ARGS ?=
 MAVEN_ARGS ?=
 UPGRADE ?=
@@ -49,10 +52,10 @@ android: setup ## Build and test the Android SDK, where there are Java 17, Maven
 	else echo "== no JDK, Maven or g++ here: the Android SDK is neither built nor tested"; fi
 
 test: check android ## The checks and every test that is not slow
-	@echo "== pytest"; $(BIN)/pytest -m "not slow" $(ARGS)
+	@echo "== pytest"; $(PYTEST) -m "not slow" $(ARGS)
 
 test-all: check android ## The checks and every test
-	@echo "== pytest"; $(BIN)/pytest $(ARGS)
+	@echo "== pytest"; $(PYTEST) $(ARGS)
 
 bench: setup ## Measure what the README claims; ARGS are passed on
 	@$(BIN)/python benchmarks/run.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,6 +37,13 @@ def published(sdk: Path) -> Path:
 
 
 def _build_if_older(product: Path, *goals: str) -> None:
+    """One process at a time builds; the others find it done."""
+    with (SDK / "pom.xml").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _build(product, goals)
+
+
+def _build(product: Path, goals: tuple[str, ...]) -> None:
     sources = [path for path in SDK.rglob("*") if path.is_file() and not {"target", "sample-app"} & set(path.parts)]
     if not product.is_file() or product.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         done = subprocess.run(["mvn", "-q", "-B", *goals], cwd=SDK, capture_output=True, text=True, timeout=900)

@@ -56,18 +56,18 @@ class Finding:
     usage: Usage
 
 
-def task_kind(assignment: pb.Assignment) -> str:
-    """Which task an assignment brings.
-
-    Raises BundleError when this version does not know it, and when a name by which the device will keep a file could
-    lead out of its state folder.
-    """
+def require_usable(assignment: pb.Assignment) -> None:
+    """Raises BundleError when a name by which the device will keep a file could lead out of its state folder."""
     refs = [assignment.manifest, *(named.blob for named in (*assignment.files, *assignment.state))]
     if not _ASSIGNMENT_ID.fullmatch(assignment.assignment_id) or not all(_SHA256.fullmatch(ref.sha256) for ref in refs):
         raise BundleError(
             "The coordinator sent an assignment with an id that is not 1 to 64 letters, digits, - and _, or a SHA-256 "
             "that is not 64 hexadecimal digits; check that the address is the coordinator's."
         )
+
+
+def task_kind(assignment: pb.Assignment) -> str:
+    """Which task an assignment brings. Raises BundleError when this version does not know it."""
     kind = assignment.WhichOneof("task")
     if kind is None:
         raise BundleError("The coordinator sent a task that this ChainFed does not know; install a newer one.")

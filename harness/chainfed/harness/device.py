@@ -37,6 +37,7 @@ from chainfed.harness.assignment import (
     StopWork,
     compute,
     open_journal,
+    require_usable,
     task_kind,
 )
 from chainfed.harness.bundle import DeviceBundle
@@ -212,6 +213,7 @@ class _Device:
         Raises what would fail the next assignment too: bad data, a damaged bundle, a defect.
         """
         try:
+            require_usable(assignment)
             kind = task_kind(assignment)
             self._tell("assignment", f"Round {assignment.round}: {kind}.", assignment)
             self.storage.forget_other_work(assignment.assignment_id)
