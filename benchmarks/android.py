@@ -288,7 +288,7 @@ def _plot(path: Path, readings: Sequence[Reading], heap: Sequence[Heap], title: 
     seconds = [reading.seconds for reading in readings]
     lines: tuple[tuple[str, Callable[[Reading], int]], ...] = (
         ("own memory of the process", lambda reading: reading.anonymous),
-        ("weights mapped", lambda reading: reading.mapped),
+        ("layers mapped", lambda reading: reading.mapped),
     )
     for label, value in lines:
         axes.plot(seconds, [value(reading) / 1e6 for reading in readings], label=label, linewidth=1)
