@@ -145,7 +145,7 @@ internal class LocalState(
 
     private fun read(file: AtomicFile): JsonObject? =
         try {
-            readJson(file.readFully()) as? JsonObject
+            readJson(synchronized(files) { file.readFully() }) as? JsonObject
         } catch (_: IOException) {
             null
         } catch (_: JsonException) {
@@ -155,20 +155,21 @@ internal class LocalState(
     private fun write(
         file: AtomicFile,
         value: JsonObject,
-    ) {
-        folder.mkdirs()
-        val bytes = writeJson(value).toByteArray()
-        val stream = file.startWrite()
-        try {
-            stream.write(bytes)
-            file.finishWrite(stream)
-        } catch (error: IOException) {
-            file.failWrite(stream)
-            throw error
+    ): Unit =
+        synchronized(files) {
+            folder.mkdirs()
+            val bytes = writeJson(value).toByteArray()
+            val stream = file.startWrite()
+            try {
+                stream.write(bytes)
+                file.finishWrite(stream)
+            } catch (error: IOException) {
+                file.failWrite(stream)
+                throw error
+            }
+            // Where the last part of writing fails, AtomicFile says so in the log alone.
+            if (!file.readFully().contentEquals(bytes)) throw IOException("${file.baseFile.name} cannot be written")
         }
-        // Where the last part of writing fails, AtomicFile says so in the log alone.
-        if (!file.readFully().contentEquals(bytes)) throw IOException("${file.baseFile.name} cannot be written")
-    }
 
     private fun JsonObject.flag(key: String): Boolean = (this[key] as? JsonBoolean)?.value ?: false
 
@@ -179,6 +180,8 @@ internal class LocalState(
     private fun JsonObject.real(key: String): Double = (this[key] as? JsonNumber)?.asDouble ?: 0.0
 
     private companion object {
+        /** One at a time in the process: whoever reads an AtomicFile removes what another is writing. */
+        val files = Any()
         const val STORAGE = "STORAGE_FULL"
     }
 }

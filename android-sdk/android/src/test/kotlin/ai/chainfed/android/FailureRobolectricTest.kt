@@ -144,25 +144,22 @@ class FailureRobolectricTest {
     }
 
     @Test fun `a state folder that fails is not the examples' fault`() {
-        coordinator.train(0, 1)
-        assertTrue(stateFolder.mkdirs())
-        File(stateFolder, "device").writeText("in the way")
-
-        val failed = failureOf()
+        val failed = failureOf(keys = keysThatFail("read failed: EIO (I/O error)"))
 
         assertTrue("${failed.error}", failed.error is ChainFedException.Other)
         assertTrue(failed.error.message, failed.error.message!!.startsWith("The device's storage failed ("))
         assertEquals(Remedy.WAIT, failed.remedy)
     }
 
-    @Test fun `a storage without room is the user's to free`() {
-        val keys =
-            object : DeviceKeys by softwareKeys() {
-                override val publicKey: ByteArray
-                    get() = throw IOException("write failed: ENOSPC (No space left on device)")
-            }
+    /** Where a file of the device's would fail. */
+    private fun keysThatFail(message: String) =
+        object : DeviceKeys by softwareKeys() {
+            override val publicKey: ByteArray
+                get() = throw IOException(message)
+        }
 
-        val failed = failureOf(keys = keys)
+    @Test fun `a storage without room is the user's to free`() {
+        val failed = failureOf(keys = keysThatFail("write failed: ENOSPC (No space left on device)"))
 
         assertTrue("${failed.error}", failed.error is ChainFedException.StorageFull)
         assertEquals(Remedy.FREE_STORAGE, failed.remedy)

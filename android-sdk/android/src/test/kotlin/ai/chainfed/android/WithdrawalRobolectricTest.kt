@@ -152,7 +152,7 @@ class WithdrawalRobolectricTest {
         assertFalse(LocalState(stateFolder).consent.isGiven)
         // With a key of its own the app needs no key store.
         configure(coordinator).disable().done()
-        assertFalse(stateFolder.exists())
+        assertEquals(LocalState.Consent(), LocalState(stateFolder).consent)
     }
 
     @Test fun `a consent that cannot be written is none`() {
