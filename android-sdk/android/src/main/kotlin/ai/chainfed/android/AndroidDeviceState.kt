@@ -42,19 +42,33 @@ internal class AndroidDeviceState(
     fun memoryBudget(): Long = memory().let { maxOf(1, (it.availMem - it.threshold) / 2) }
 
     private fun ask(): DeviceState {
-        val network = connectivity.activeNetwork?.let { connectivity.getNetworkCapabilities(it) }
+        val (network, isRoaming) = network()
         return DeviceState(
-            batteryPercent = battery.getIntProperty(BatteryManager.BATTERY_PROPERTY_CAPACITY),
+            batteryPercent = batteryPercent(),
             isCharging = battery.isCharging,
             isPowerSaving = power.isPowerSaveMode,
             heat = if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.Q) heat() else Heat.NONE,
-            network = kindOf(network),
-            isRoaming = network != null && isRoaming(network),
+            network = network,
+            isRoaming = isRoaming,
             freeStorageBytes = StatFs(context.noBackupFilesDir.path).availableBytes,
             isMemoryLow = memory().lowMemory,
             isInteractive = power.isInteractive,
         )
     }
+
+    /** A device that does not tell, or has no battery, counts as full. */
+    private fun batteryPercent(): Int =
+        battery.getIntProperty(BatteryManager.BATTERY_PROPERTY_CAPACITY).takeIf { it >= 0 } ?: FULL_PERCENT
+
+    /** The kind of network, and whether it is a foreign one. */
+    private fun network(): Pair<Network, Boolean> =
+        try {
+            val capabilities = connectivity.activeNetwork?.let { connectivity.getNetworkCapabilities(it) }
+            kindOf(capabilities) to (capabilities != null && isRoaming(capabilities))
+        } catch (_: SecurityException) {
+            // Some devices with Android 11 refuse to tell; then it may be one that costs.
+            Network.METERED to false
+        }
 
     private fun <T : Any> service(kind: Class<T>): T =
         checkNotNull(context.getSystemService(kind)) { "This Android has no ${kind.simpleName}." }
@@ -90,5 +104,6 @@ internal class AndroidDeviceState(
 
     private companion object {
         const val FRESH_MILLIS = 100
+        const val FULL_PERCENT = 100
     }
 }

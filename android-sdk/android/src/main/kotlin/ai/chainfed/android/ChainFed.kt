@@ -12,12 +12,10 @@ import kotlinx.coroutines.Job
 import kotlinx.coroutines.SupervisorJob
 import kotlinx.coroutines.asCoroutineDispatcher
 import kotlinx.coroutines.async
-import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.currentCoroutineContext
 import kotlinx.coroutines.ensureActive
 import kotlinx.coroutines.flow.StateFlow
-import kotlinx.coroutines.future.future
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
@@ -45,8 +43,11 @@ public class ChainFed internal constructor(
     private val tracker = StatusTracker(local, if (local.consent.isGiven) scheduled() else State.Disabled)
 
     /** Changes of what the user said, one after the other in the order of the calls. */
-    private val changes = CoroutineScope(SupervisorJob() + Dispatchers.IO)
+    private val changes = CoroutineScope(SupervisorJob() + Dispatchers.IO.limitedParallelism(1))
     private val change = Mutex()
+
+    /** Whether the user took the consent back in this process; holds also where that could not be stored. */
+    @Volatile private var isWithdrawn = false
 
     private val working = Mutex()
     private val session = AtomicReference<Job?>()
@@ -76,14 +77,20 @@ public class ChainFed internal constructor(
      *
      * May be called on any thread and does not block it; calling it again changes nothing. The future completes, on a
      * background thread, when the consent is stored and the work is scheduled: then both survive a process death.
-     * Before that they may be lost. Cancelling the future does not take the consent back. It fails with an IOException
-     * when nothing can be stored.
+     * Before that they may be lost. Cancelling the future does not take the consent back. A deletion that is not
+     * finished is finished first.
+     *
+     * The future fails with an IOException when nothing can be stored, and with what WorkManager or the key store
+     * threw; work that could not be scheduled is scheduled at the next [configure].
      */
     public fun enable(): CompletableFuture<Void?> =
         changed {
-            local.consent = LocalState.Consent(isGiven = true, scheduled = configuration.policy.fingerprint)
+            finishDeletion()
+            // Said to be scheduled only when it is: in between the process may die.
+            local.consent = LocalState.Consent(isGiven = true)
+            isWithdrawn = false
             if (tracker.status.value.state == State.Disabled) tracker.show(scheduled())
-            schedule.enqueue()
+            scheduleWork()
         }
 
     /**
@@ -94,48 +101,84 @@ public class ChainFed internal constructor(
      * May be called on any thread and does not block it. The future completes, on a background thread, when the work
      * has ended and the data are gone. When the process dies before, what the user said is kept as soon as it was
      * stored, which is the first thing done; a deletion is then finished at the next [configure]. Cancelling the future
-     * changes nothing. It fails with an IOException when something cannot be removed.
+     * changes nothing.
+     *
+     * When a step fails the others are done all the same, and the status is [State.Disabled]. The future then fails:
+     * with an IOException when something cannot be stored or removed, and with what WorkManager or the key store threw.
      */
     @JvmOverloads
     public fun disable(deleteData: Boolean = false): CompletableFuture<Void?> =
         changed {
-            local.consent = LocalState.Consent(isGiven = false, mustDelete = deleteData)
+            isWithdrawn = true
             if (session.get() != null) tracker.show(State.Waiting(WaitReason.ENDING, "The work is being ended."))
-            schedule.cancel()
-            session.get()?.cancelAndJoin()
-            working.withLock { if (deleteData) deleteAll() else tracker.show(State.Disabled) }
+            val mustDelete = deleteData || local.consent.mustDelete
+            try {
+                inAnyCase(
+                    { local.withdraw(mustDelete) },
+                    { session.get()?.cancel() },
+                    { schedule.cancel() },
+                    { session.get()?.join() },
+                    { working.withLock { if (mustDelete) deleteAll() } },
+                )
+            } finally {
+                tracker.show(State.Disabled)
+            }
         }
 
-    private fun changed(action: suspend () -> Unit): CompletableFuture<Void?> =
-        changes.future {
-            change.withLock { action() }
-            null
+    /** Does [action] after all that was asked for before. Nothing done to the future keeps it from being done. */
+    private fun changed(action: suspend () -> Unit): CompletableFuture<Void?> {
+        val future = CompletableFuture<Void?>()
+        changes.launch {
+            val result = runCatching { change.withLock { action() } }
+            // Whoever hears of it may ask for the next change there and wait for it: not on the thread of the changes.
+            launch(Dispatchers.IO) { result.fold({ future.complete(null) }, future::completeExceptionally) }
         }
+        return future
+    }
 
-    private fun deleteAll() {
-        (keys as? KeystoreDeviceKeys)?.delete()
-        local.delete()
-        tracker.forget()
+    private suspend fun scheduleWork() {
+        schedule.enqueue()
+        local.consent = local.consent.copy(scheduled = configuration.policy.fingerprint)
+    }
+
+    private suspend fun finishDeletion() {
+        if (local.consent.mustDelete) working.withLock { deleteAll() }
+    }
+
+    /** That it has to be done is forgotten last: a deletion that was cut short, or failed, is seen and done again. */
+    private suspend fun deleteAll() {
+        try {
+            inAnyCase({ local.deleteWork() }, { (keys as? KeystoreDeviceKeys)?.delete() })
+            local.delete()
+        } finally {
+            tracker.forget()
+        }
+    }
+
+    /** Does every one of [steps], also when one before it failed; then throws the first failure. */
+    private suspend fun inAnyCase(vararg steps: suspend () -> Unit) {
+        val failures = steps.mapNotNull { step -> runCatching { step() }.exceptionOrNull() }
+        val first = failures.firstOrNull() ?: return
+        failures.filter { it !== first }.forEach(first::addSuppressed)
+        throw first
     }
 
     /** Picks up what an earlier process left: a deletion, or work whose policy the app's new version has changed. */
     private fun pickUp() {
         val consent = local.consent
-        if (consent.mustDelete) changed { if (local.consent.mustDelete) working.withLock { deleteAll() } }
+        if (consent.mustDelete) changed { finishDeletion() }
         if (consent.isGiven && consent.scheduled != configuration.policy.fingerprint) {
-            changed {
-                if (local.consent.isGiven) {
-                    schedule.enqueue()
-                    local.consent = local.consent.copy(scheduled = configuration.policy.fingerprint)
-                }
-            }
+            changed { if (mayWork) scheduleWork() }
         }
     }
+
+    private val mayWork: Boolean
+        get() = !isWithdrawn && local.consent.isGiven
 
     /** A stretch of work for WorkManager, in its coroutine. [foreground] shows the notification of long work. */
     internal suspend fun work(foreground: suspend (LongWorkNotification) -> Unit): Result =
         working.withLock {
-            if (!local.consent.isGiven) {
+            if (!mayWork) {
                 schedule.cancel()
                 return@withLock Result.success()
             }
@@ -145,7 +188,7 @@ public class ChainFed internal constructor(
                 val running = async { session { isLong.complete(Unit) }.run() }
                 session.set(running)
                 // Between the look at the consent and the line above the user may have changed their mind.
-                if (!local.consent.isGiven) running.cancel()
+                if (!mayWork) running.cancel()
                 try {
                     if (running.await() == SessionEnd.RETRY) Result.retry() else Result.success()
                 } catch (_: CancellationException) {

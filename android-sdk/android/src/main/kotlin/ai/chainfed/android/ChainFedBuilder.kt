@@ -4,11 +4,16 @@ import ai.chainfed.core.DeviceKeys
 import ai.chainfed.core.DeviceStateSource
 import ai.chainfed.core.ExampleSource
 import android.content.Context
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.runInterruptible
 import java.util.concurrent.Callable
 
 /** Gives the device's examples. Called on a background thread whenever work begins; may block. */
 public fun interface ExampleProvider {
-    /** The examples as they are now. What it throws ends this attempt; only the exception's type is told. */
+    /**
+     * The examples as they are now. What it throws ends this attempt; only the exception's type is told. The thread is
+     * interrupted when the work is stopped.
+     */
     public fun examples(): ExampleSource
 }
 
@@ -49,13 +54,17 @@ public class ChainFedBuilder internal constructor(
     public fun channel(factory: ChannelFactory): ChainFedBuilder = apply { channels = factory }
 
     /**
-     * What the coordinator asks of a device that it does not know yet; called on a background thread, before the first
-     * call.
+     * What the coordinator asks of a device that it does not know yet: called on a background thread when it refuses
+     * the device without one. What [token] throws ends this attempt, which is tried again; only the exception's type is
+     * told.
      */
     public fun enrolment(token: suspend () -> String): ChainFedBuilder = apply { this.token = token }
 
-    /** The same for callers who have no coroutines; [token] may block. */
-    public fun enrolmentToken(token: Callable<String>): ChainFedBuilder = apply { this.token = { token.call() } }
+    /**
+     * The same for callers who have no coroutines; [token] may block, and is interrupted when the work is stopped.
+     */
+    public fun enrolmentToken(token: Callable<String>): ChainFedBuilder =
+        apply { this.token = { runInterruptible(Dispatchers.IO) { token.call() } } }
 
     /** Where the examples come from. Required. */
     public fun examples(source: ExampleProvider): ChainFedBuilder = apply { examples = source }
@@ -82,7 +91,10 @@ public class ChainFedBuilder internal constructor(
      */
     public fun withoutNotification(): ChainFedBuilder = apply { notification = null }
 
-    /** The key that results are signed with; by default one in the Android key store. */
+    /**
+     * The key that results are signed with; by default one in the Android key store. What [DeviceKeys] throws ends this
+     * attempt, and the status tells it.
+     */
     public fun keys(keys: DeviceKeys): ChainFedBuilder = apply { this.keys = keys }
 
     /** What the device is doing; by default what Android says. For tests. */

@@ -84,19 +84,22 @@ public enum class RoundKind { PROFILE, WARMUP, TRAIN, EVALUATE }
 
 /** What helps after a failure. */
 public enum class Remedy {
-    /** Nothing need be done: the network or the coordinator was away. */
+    /** Nothing need be done: the network, the coordinator, the enrolment token or the storage was not to be had. */
     WAIT,
 
     /** The user frees storage. */
     FREE_STORAGE,
 
-    /** The app's developers correct its configuration or its examples; the error's message says what. */
+    /** The app's developers correct its configuration, enrolment token or examples; the error's message says what. */
     CHECK_APP,
 
     /** The operator of the coordinator looks at the run; the error's message says what. */
     CHECK_COORDINATOR,
 
-    /** [ChainFed.disable] with `deleteData`, then [ChainFed.enable]: what is stored on the device cannot be used. */
+    /**
+     * [ChainFed.disable] with `deleteData`, then [ChainFed.enable]: what is stored on the device cannot be used, or the
+     * coordinator knows the device with another signing key.
+     */
     DELETE_DATA,
 }
 

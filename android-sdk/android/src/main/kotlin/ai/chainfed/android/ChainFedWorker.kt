@@ -5,6 +5,7 @@ import android.util.Log
 import androidx.work.CoroutineWorker
 import androidx.work.ForegroundInfo
 import androidx.work.WorkerParameters
+import kotlinx.coroutines.CancellationException
 
 /**
  * What WorkManager starts. It does nothing unless the user has agreed.
@@ -34,9 +35,17 @@ internal class ChainFedWorker(
     private suspend fun show(notification: LongWorkNotification) {
         try {
             setForeground(notification.foregroundInfo(applicationContext))
+        } catch (stopped: CancellationException) {
+            throw stopped // It is an IllegalStateException.
         } catch (error: IllegalStateException) {
-            Log.i(TAG, "Android does not allow work in the foreground now (${error.javaClass.simpleName}).")
+            tell(error)
+        } catch (error: SecurityException) {
+            tell(error)
         }
+    }
+
+    private fun tell(error: Exception) {
+        Log.i(TAG, "Android does not allow work in the foreground now (${error.javaClass.simpleName}).")
     }
 
     private companion object {

@@ -1,5 +1,6 @@
 package ai.chainfed.android
 
+import ai.chainfed.core.coordinatorChannel
 import io.grpc.ManagedChannel
 import io.grpc.TlsChannelCredentials
 import io.grpc.okhttp.OkHttpChannelBuilder
@@ -61,7 +62,7 @@ internal class CoordinatorAddress(
                     OkHttpChannelBuilder.forAddress(host, port)
                 }
             }
-        return builder.flowControlWindow(FLOW_CONTROL_BYTES).maxInboundMessageSize(MAX_MESSAGE_BYTES).build()
+        return coordinatorChannel(builder)
     }
 
     override fun toString(): String = text
@@ -71,7 +72,5 @@ internal class CoordinatorAddress(
         val LOOPBACK = Regex("""127\.\d{1,3}\.\d{1,3}\.\d{1,3}""")
         const val EMULATOR_HOST = "10.0.2.2"
         const val MAX_PORT = 65_535
-        const val FLOW_CONTROL_BYTES = 262_144
-        const val MAX_MESSAGE_BYTES = 17 * 1024 * 1024
     }
 }

@@ -8,6 +8,7 @@ import ai.chainfed.core.DeviceKeys
 import ai.chainfed.core.DeviceReport
 import ai.chainfed.core.DeviceSettings
 import ai.chainfed.core.DeviceStateSource
+import ai.chainfed.core.ExampleSource
 import ai.chainfed.core.Objection
 import ai.chainfed.core.WorkPolicy
 import android.os.Build
@@ -15,8 +16,17 @@ import android.os.Process
 import android.os.SystemClock
 import io.grpc.ManagedChannel
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.currentCoroutineContext
+import kotlinx.coroutines.ensureActive
+import kotlinx.coroutines.isActive
+import kotlinx.coroutines.runInterruptible
 import java.io.File
+import java.io.IOException
 import java.util.concurrent.TimeUnit
+
+/** What an assignment's round is for, by the name of its task; null for a task that this version does not know. */
+internal fun roundKindOf(task: String): RoundKind? = RoundKind.entries.firstOrNull { it.name == task.uppercase() }
 
 /** How a session ended, for the one who started it. */
 internal enum class SessionEnd { LATER, RETRY }
@@ -40,7 +50,7 @@ internal class DeviceSession(
     private val account = WorkAccount(SystemClock::elapsedRealtimeNanos, Process::getElapsedCpuTime)
     private val before = tracker.figures
     private var objection: Objection? = null
-    private var kind = RoundKind.TRAIN
+    private var kind: RoundKind? = null
     private var roundsDone = 0
     private var device: Device? = null
 
@@ -48,24 +58,23 @@ internal class DeviceSession(
      * Works. Never throws but to be cancelled, and then what was done is kept: the next session goes on from there. The
      * status says what came of it.
      */
-    suspend fun run(): SessionEnd {
-        if (objectionNow() != null) return waitForPolicy()
-        return try {
-            ended(work())
+    suspend fun run(): SessionEnd =
+        try {
+            if (objectionNow() == null) ended(work()) else waitForPolicy()
         } catch (stopped: CancellationException) {
-            tracker.show(State.Waiting(WaitReason.STOPPED, "Android stopped the work; it goes on from the last step."))
-            throw stopped
+            // A time limit in the app's own code ends with one too.
+            if (currentCoroutineContext().isActive) {
+                failed(endedWith(stopped))
+            } else {
+                tracker.show(
+                    State.Waiting(WaitReason.STOPPED, "Android stopped the work; it goes on from the last step."),
+                )
+                throw stopped
+            }
         } catch (error: ChainFedException) {
             failed(error)
-        } catch (
-            @Suppress("TooGenericExceptionCaught") error: Exception,
-        ) {
-            // Of the app's own data access, as a rule: its message may hold a part of an example.
-            failed(
-                ChainFedException.BadInput(
-                    "The work ended with ${error.javaClass.name}; look into the app's examples.",
-                ),
-            )
+        } catch (error: IOException) {
+            failedInStorage(error)
         } catch (error: LinkageError) {
             failed(
                 ChainFedException.BadInput(
@@ -73,15 +82,24 @@ internal class DeviceSession(
                     error,
                 ),
             )
+        } catch (
+            @Suppress("TooGenericExceptionCaught") error: Throwable,
+        ) {
+            failed(endedWith(error))
         } finally {
             tracker.store(figures(tracker.figures.lastError))
         }
-    }
+
+    /** What came out of the app's own code, as a rule: its message may hold a part of an example. */
+    private fun endedWith(error: Throwable) =
+        ChainFedException.BadInput(
+            "The work ended with ${error.javaClass.name}; look into the app's examples and keys.",
+        )
 
     private suspend fun work(): DeviceReport {
         val channel = channel()
         try {
-            val examples = configuration.examples.examples()
+            val examples = examples()
             val made = Device(settings(), channel, examples, WorkPolicy(::objectionNow), ::onEvent)
             device = made
             return made.run()
@@ -89,6 +107,26 @@ internal class DeviceSession(
             channel.shutdownNow().awaitTermination(CLOSE_SECONDS, TimeUnit.SECONDS)
         }
     }
+
+    private suspend fun examples(): ExampleSource =
+        try {
+            runInterruptible(Dispatchers.IO) { configuration.examples.examples() }
+        } catch (error: IOException) {
+            throw endedWith(error)
+        }
+
+    /** The app's enrolment token. A failure's message is not told: it may hold a part of the token. */
+    private suspend fun token(): String =
+        try {
+            configuration.token()
+        } catch (
+            @Suppress("TooGenericExceptionCaught", "SwallowedException") error: Exception,
+        ) {
+            currentCoroutineContext().ensureActive()
+            throw ChainFedException.Unreachable(
+                "The app's enrolment token could not be had (${error.javaClass.simpleName}); it is tried again.",
+            )
+        }
 
     private fun channel(): ManagedChannel =
         try {
@@ -113,7 +151,7 @@ internal class DeviceSession(
             keys = keys,
             policyPatienceMillis = configuration.policy.patienceMillis,
             idlePatienceMillis = IDLE_PATIENCE_MILLIS,
-            enrolmentToken = configuration.token,
+            enrolmentToken = ::token,
         )
 
     /** Asked before the work and after every batch and step. */
@@ -126,14 +164,18 @@ internal class DeviceSession(
 
     private fun onEvent(event: DeviceEvent) {
         when (event.kind) {
+            DeviceEvent.Kind.ENROLLED -> {
+                tracker.enrolled(publicKey())
+            }
+
             DeviceEvent.Kind.ASSIGNMENT -> {
-                kind = RoundKind.valueOf(event.message.uppercase())
-                onLongWork()
-                tracker.show(State.Working(event.round ?: 0, kind, "beginning"))
+                kind = roundKindOf(event.message)
+                if (kind != null) onLongWork()
+                showWork(event, "beginning")
             }
 
             DeviceEvent.Kind.PROGRESS -> {
-                tracker.show(State.Working(event.round ?: 0, kind, event.message))
+                showWork(event, event.message)
             }
 
             DeviceEvent.Kind.PAUSED -> {
@@ -145,13 +187,27 @@ internal class DeviceSession(
             }
 
             DeviceEvent.Kind.SUBMITTED -> {
-                roundsDone += 1
+                if (kind != null) roundsDone += 1
                 tracker.store(figures(tracker.figures.lastError))
+            }
+
+            DeviceEvent.Kind.ABANDONED -> {
+                event.error?.let { tracker.store(figures(it)) }
             }
 
             else -> {} // What does not change the status.
         }
     }
+
+    /** Shows work of a kind that this version knows. */
+    private fun showWork(
+        event: DeviceEvent,
+        progress: String,
+    ) {
+        kind?.let { tracker.show(State.Working(event.round ?: 0, it, progress)) }
+    }
+
+    private fun publicKey(): String = keys.publicKey.joinToString("") { "%02x".format(it) }
 
     private fun ended(report: DeviceReport): SessionEnd {
         when (report.end) {
@@ -167,9 +223,36 @@ internal class DeviceSession(
         return SessionEnd.LATER
     }
 
-    private fun failed(error: ChainFedException): SessionEnd {
-        tracker.fail(error)
+    private fun failed(
+        error: ChainFedException,
+        remedy: Remedy? = if (isKnownOtherwise(error)) Remedy.DELETE_DATA else null,
+    ): SessionEnd {
+        tracker.fail(error, remedy)
         return SessionEnd.RETRY
+    }
+
+    /** Whether the coordinator refused the device because it knows it with another signing key. */
+    private fun isKnownOtherwise(error: ChainFedException): Boolean =
+        error is ChainFedException.Unauthorized &&
+            try {
+                tracker.enrolledOtherwise(publicKey())
+            } catch (_: ChainFedException) {
+                false
+            }
+
+    /** The state folder failed; what comes of the app's examples has another type. */
+    private fun failedInStorage(error: IOException): SessionEnd {
+        val causes = generateSequence<Throwable>(error) { it.cause }.take(LONGEST_CHAIN_OF_CAUSES)
+        if (causes.any { cause -> FULL.any { it in cause.message.orEmpty() } }) {
+            return failed(
+                ChainFedException.StorageFull("There is no room left on the device's storage; free some.", error),
+            )
+        }
+        val kind = error.javaClass.simpleName
+        return failed(
+            ChainFedException.Other("The device's storage failed ($kind); it is tried again.", error),
+            Remedy.WAIT,
+        )
     }
 
     private fun figures(lastError: ChainFedException?): LocalState.Figures {
@@ -185,6 +268,8 @@ internal class DeviceSession(
     }
 
     private companion object {
+        val FULL = listOf("No space left", "ENOSPC")
+        const val LONGEST_CHAIN_OF_CAUSES = 10
         const val CLOSE_SECONDS = 1L
         const val IDLE_PATIENCE_MILLIS = 60_000L
     }

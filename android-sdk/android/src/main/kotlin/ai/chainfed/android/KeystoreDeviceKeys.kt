@@ -7,7 +7,6 @@ import android.content.pm.PackageManager
 import android.os.Build
 import android.security.keystore.KeyGenParameterSpec
 import android.security.keystore.KeyProperties
-import android.security.keystore.StrongBoxUnavailableException
 import androidx.annotation.RequiresApi
 import java.io.IOException
 import java.security.GeneralSecurityException
@@ -62,13 +61,13 @@ internal class KeystoreDeviceKeys(
         generate(specification().build())
     }
 
-    /** False when the StrongBox takes no key of this kind, or no more keys. */
+    /** False when the StrongBox takes no key of this kind, or no more keys, or fails, as that of some devices does. */
     @RequiresApi(Build.VERSION_CODES.P)
     private fun makeInStrongBox(): Boolean =
         try {
             generate(specification().setIsStrongBoxBacked(true).build())
             true
-        } catch (_: StrongBoxUnavailableException) {
+        } catch (_: ProviderException) {
             false
         }
 

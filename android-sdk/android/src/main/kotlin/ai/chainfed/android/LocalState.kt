@@ -24,6 +24,7 @@ internal class LocalState(
     val deviceFolder = File(folder, "device")
 
     private val consentFile = AtomicFile(File(folder, "consent.json"))
+    private val enrolledFile = AtomicFile(File(folder, "enrolled.json"))
     private val figuresFile = AtomicFile(File(folder, "figures.json"))
 
     /**
@@ -55,6 +56,12 @@ internal class LocalState(
                     "scheduled" to JsonString(value.scheduled),
                 ),
             )
+
+    /** The public key that a coordinator last took this device with, in hexadecimal; empty before. */
+    var enrolledKey: String
+        @Synchronized get() = read(enrolledFile)?.text("public_key").orEmpty()
+
+        @Synchronized set(value) = write(enrolledFile, JsonObject.of("public_key" to JsonString(value)))
 
     /** What was done and what it cost. */
     data class Figures(
@@ -104,10 +111,28 @@ internal class LocalState(
             )
         }
 
+    /**
+     * Stores that the user does not agree. Where nothing can be written, what they said before is removed, which means
+     * the same. Throws IOException when neither is possible.
+     */
+    @Synchronized fun withdraw(mustDelete: Boolean) {
+        try {
+            consent = Consent(isGiven = false, mustDelete = mustDelete)
+        } catch (error: IOException) {
+            consentFile.delete()
+            if (consentFile.baseFile.exists()) throw error
+        }
+    }
+
+    /** Removes everything but what the user said. Throws IOException when something stays. */
+    @Synchronized fun deleteWork() {
+        val rest = folder.listFiles().orEmpty().filter { it != consentFile.baseFile }
+        val stays = rest.filterNot { it.deleteRecursively() }
+        if (stays.isNotEmpty()) throw IOException("${stays.first().name} cannot be removed")
+    }
+
     /** Removes everything. Throws IOException when something stays. */
     @Synchronized fun delete() {
-        // What the user said goes last: a deletion that was cut short is seen and done again.
-        folder.listFiles().orEmpty().filter { it != consentFile.baseFile }.forEach { it.deleteRecursively() }
         if (!folder.deleteRecursively()) throw IOException("${folder.name} cannot be removed")
     }
 
@@ -120,7 +145,7 @@ internal class LocalState(
 
     private fun read(file: AtomicFile): JsonObject? =
         try {
-            readJson(file.readFully()) as? JsonObject
+            readJson(synchronized(files) { file.readFully() }) as? JsonObject
         } catch (_: IOException) {
             null
         } catch (_: JsonException) {
@@ -130,17 +155,21 @@ internal class LocalState(
     private fun write(
         file: AtomicFile,
         value: JsonObject,
-    ) {
-        folder.mkdirs()
-        val stream = file.startWrite()
-        try {
-            stream.write(writeJson(value).toByteArray())
-            file.finishWrite(stream)
-        } catch (error: IOException) {
-            file.failWrite(stream)
-            throw error
+    ): Unit =
+        synchronized(files) {
+            folder.mkdirs()
+            val bytes = writeJson(value).toByteArray()
+            val stream = file.startWrite()
+            try {
+                stream.write(bytes)
+                file.finishWrite(stream)
+            } catch (error: IOException) {
+                file.failWrite(stream)
+                throw error
+            }
+            // Where the last part of writing fails, AtomicFile says so in the log alone.
+            if (!file.readFully().contentEquals(bytes)) throw IOException("${file.baseFile.name} cannot be written")
         }
-    }
 
     private fun JsonObject.flag(key: String): Boolean = (this[key] as? JsonBoolean)?.value ?: false
 
@@ -151,6 +180,8 @@ internal class LocalState(
     private fun JsonObject.real(key: String): Double = (this[key] as? JsonNumber)?.asDouble ?: 0.0
 
     private companion object {
+        /** One at a time in the process: whoever reads an AtomicFile removes what another is writing. */
+        val files = Any()
         const val STORAGE = "STORAGE_FULL"
     }
 }

@@ -81,6 +81,10 @@ public class PolicyBuilder {
     /**
      * For how long work that a rule has stopped stands still and waits, seconds, before it is given back to the
      * coordinator; 60 unless told.
+     *
+     * Rules that are WorkManager's constraints too (charging, idle, network, unmetered, battery, storage) may not get
+     * so far: where Android sees that one does not hold it stops the work at once. Nothing is given back then, and the
+     * work goes on from the last step when the rule holds again.
      */
     public fun patience(seconds: Long): PolicyBuilder {
         require(seconds >= 0) { "patience($seconds): give 0 seconds or more." }

@@ -2,10 +2,12 @@ package ai.chainfed.android
 
 import ai.chainfed.android.ChainFedStatus.State
 import ai.chainfed.core.ChainFedException
+import android.util.Log
 import kotlinx.coroutines.flow.MutableStateFlow
 import kotlinx.coroutines.flow.StateFlow
 import kotlinx.coroutines.flow.asStateFlow
 import kotlinx.coroutines.flow.update
+import java.io.IOException
 
 /** The status that the app sees, and the figures of it that [local] keeps. Thread-safe. */
 internal class StatusTracker(
@@ -33,17 +35,28 @@ internal class StatusTracker(
                 )
             }
 
-    /** Shows and stores new figures. */
+    /** Shows new figures, and stores them where there is room; what was not stored comes with the next ones. */
     @Synchronized fun store(figures: LocalState.Figures) {
         flow.update { statusOf(it.state, figures) }
-        local.figures = figures
+        whereThereIsRoom { local.figures = figures }
     }
 
-    /** Shows and stores a failure. */
-    fun fail(error: ChainFedException) {
-        show(State.Failed(error, remedyFor(error)))
+    /** Shows and stores a failure, and what helps: [remedy], or else what helps in failures of its kind. */
+    fun fail(
+        error: ChainFedException,
+        remedy: Remedy?,
+    ) {
+        show(State.Failed(error, remedy ?: remedyFor(error)))
         store(figures.copy(lastError = error))
     }
+
+    /** Keeps the public key, in hexadecimal, that a coordinator took this device with. */
+    fun enrolled(publicKey: String) {
+        if (local.enrolledKey != publicKey) whereThereIsRoom { local.enrolledKey = publicKey }
+    }
+
+    /** Whether a coordinator took this device with another public key than [publicKey], in hexadecimal. */
+    fun enrolledOtherwise(publicKey: String): Boolean = local.enrolledKey !in setOf("", publicKey)
 
     /** Everything as on a new device. */
     fun forget() {
@@ -67,8 +80,19 @@ internal class StatusTracker(
         when (error) {
             is ChainFedException.Unreachable, is ChainFedException.InUse -> Remedy.WAIT
             is ChainFedException.StorageFull -> Remedy.FREE_STORAGE
-            is ChainFedException.BadInput -> Remedy.CHECK_APP
-            is ChainFedException.Unauthorized -> Remedy.DELETE_DATA
+            is ChainFedException.BadInput, is ChainFedException.Unauthorized -> Remedy.CHECK_APP
             else -> Remedy.CHECK_COORDINATOR
         }
+
+    private fun whereThereIsRoom(store: () -> Unit) =
+        try {
+            store()
+        } catch (error: IOException) {
+            Log.w(TAG, "What ChainFed has done cannot be stored now (${error.javaClass.simpleName}).")
+            Unit
+        }
+
+    private companion object {
+        const val TAG = "ChainFed"
+    }
 }

@@ -16,6 +16,10 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.Shadows.shadowOf
+import org.robolectric.annotation.Config
+import org.robolectric.annotation.Implementation
+import org.robolectric.annotation.Implements
+import org.robolectric.shadows.ShadowConnectivityManager
 import org.robolectric.shadows.ShadowNetworkCapabilities
 import org.robolectric.shadows.ShadowStatFs
 import java.time.Duration
@@ -63,6 +67,21 @@ class DeviceStateRobolectricTest {
         assertEquals(Network.NONE, read().network)
     }
 
+    @Test
+    @Config(shadows = [SilentConnectivity::class])
+    fun `a network of which Android tells nothing may cost`() {
+        val state = read()
+
+        assertEquals(Network.METERED, state.network)
+        assertFalse(state.isRoaming)
+    }
+
+    @Test fun `a battery of which Android tells nothing counts as full`() {
+        shadowOf(battery).setIntProperty(BatteryManager.BATTERY_PROPERTY_CAPACITY, Int.MIN_VALUE)
+
+        assertEquals(100, read().batteryPercent)
+    }
+
     @Test fun `storage and memory`() {
         ShadowStatFs.registerStats(application.noBackupFilesDir, 100, 30, 20)
         val memory = ActivityManager.MemoryInfo()
@@ -88,4 +107,12 @@ class DeviceStateRobolectricTest {
         org.robolectric.shadows.ShadowSystemClock.advanceBy(Duration.ofMillis(101))
         assertFalse(source.read().isCharging)
     }
+}
+
+/** As on some devices with Android 11. */
+@Implements(ConnectivityManager::class)
+class SilentConnectivity : ShadowConnectivityManager() {
+    @Implementation
+    override fun getNetworkCapabilities(network: android.net.Network?): NetworkCapabilities =
+        throw SecurityException("Package android does not belong to 10123")
 }

@@ -60,6 +60,16 @@ class WorkerRobolectricTest {
         assertEquals(1, chainFed.status.value.roundsDone)
     }
 
+    @Test fun `where Android denies the permission the work is done without`() {
+        coordinator.train(0, 1)
+        val chainFed = configure(coordinator)
+        chainFed.enable().done()
+
+        assertEquals(Result.success(), startWorker(UUID.randomUUID()) { throw SecurityException("no permission") })
+
+        assertEquals(1, chainFed.status.value.roundsDone)
+    }
+
     @Test fun `work that starts before the app configured ChainFed is tried again and says why`() {
         ChainFed.forgetConfiguration()
 

@@ -54,12 +54,16 @@ public class DeviceSettings
         }
     }
 
-/** Something that a device did; [round] and [assignmentId] where it belongs to an assignment. */
+/**
+ * Something that a device did; [round] and [assignmentId] where it belongs to an assignment, [error] where a failure is
+ * why an assignment was given back.
+ */
 public class DeviceEvent(
     public val kind: Kind,
     public val message: String,
     public val round: Int? = null,
     public val assignmentId: String = "",
+    public val error: ChainFedException? = null,
 ) {
     /** What kind of thing it was. */
     public enum class Kind { ENROLLED, WAITING, RETRYING, ASSIGNMENT, PROGRESS, PAUSED, SUBMITTED, ABANDONED, FINISHED }
@@ -216,7 +220,7 @@ public class Device(
                 abandon(assignment, stop.reason, stop.message.orEmpty())
             } catch (error: ChainFedException) {
                 val (reason, sentence) = answerTo(error)
-                abandon(assignment, reason, sentence)
+                abandon(assignment, reason, sentence, error)
                 if (error.failsTheNextToo()) throw error
             } catch (error: IOException) {
                 if (!error.isStorageFull()) throw error
@@ -341,9 +345,10 @@ public class Device(
             assignment: Assignment,
             reason: AbandonReason,
             sentence: String,
+            error: ChainFedException? = null,
         ) {
             counts.merge("abandoned", 1, Int::plus)
-            tell(DeviceEvent.Kind.ABANDONED, sentence, assignment)
+            tell(DeviceEvent.Kind.ABANDONED, sentence, assignment, error)
             try {
                 coordinator.abandon(assignment.assignmentId, reason, sentence)
             } catch (error: ChainFedException) {
@@ -410,7 +415,8 @@ public class Device(
         kind: DeviceEvent.Kind,
         message: String,
         assignment: Assignment,
-    ): Unit = onEvent(DeviceEvent(kind, message, assignment.round, assignment.assignmentId))
+        error: ChainFedException? = null,
+    ): Unit = onEvent(DeviceEvent(kind, message, assignment.round, assignment.assignmentId, error))
 
     private companion object {
         const val SHORTEST_WAIT_MILLIS = 50L

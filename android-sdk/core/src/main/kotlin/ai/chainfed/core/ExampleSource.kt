@@ -2,6 +2,7 @@ package ai.chainfed.core
 
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.asFlow
+import kotlinx.coroutines.flow.catch
 import kotlinx.coroutines.flow.count
 
 /** Something that a device learns from. Nothing of it is ever logged, or leaves the device. */
@@ -73,18 +74,30 @@ public class Passage private constructor(
 /**
  * Where a device's examples come from: cold flows that give the same items, in the same order, every time they are
  * collected while an assignment is under way. They are collected on a background thread, once to be counted and once
- * for each bundle; when items have changed in between, the work begins anew.
+ * for each bundle; when items have changed in between, the work begins anew. What a flow throws ends the attempt as
+ * [ChainFedException.BadInput], which tells only the exception's type.
  *
  * @property training what the device trains on.
  * @property heldOut what evaluations are counted on; null where the device evaluates nothing.
  */
 public class ExampleSource private constructor(
-    internal val training: Flow<TrainingItem>,
-    internal val heldOut: Flow<TrainingItem>?,
+    training: Flow<TrainingItem>,
+    heldOut: Flow<TrainingItem>?,
 ) {
+    internal val training: Flow<TrainingItem> = guarded(training)
+    internal val heldOut: Flow<TrainingItem>? = heldOut?.let(::guarded)
+
     internal suspend fun numTraining(): Long = training.count().toLong()
 
     internal suspend fun numHeldOut(): Long = heldOut?.count()?.toLong() ?: 0
+
+    /** What comes of the app's own data access has a message that may hold a part of an example. */
+    private fun guarded(items: Flow<TrainingItem>): Flow<TrainingItem> =
+        items.catch { error ->
+            throw error as? ChainFedException ?: ChainFedException.BadInput(
+                "The example source failed with ${error.javaClass.name}; look into the app's examples.",
+            )
+        }
 
     public companion object {
         /** Labelled texts for a classifier. */

@@ -77,21 +77,19 @@ class MainActivity : Activity() {
             is State.Failed -> getString(R.string.state_failed, state.error.message)
         }
 
-    /** Tells the user when [change] has failed or, where there is something to say, when it is done. */
+    /**
+     * Tells the user when [change] has failed or, where there is something to say, when it is done. A switch that was
+     * moved in vain goes back.
+     */
     private fun report(
         change: CompletableFuture<Void?>,
         done: Int?,
     ) {
         change.whenCompleteAsync(
             { _, failure ->
+                if (failure != null) show(chainFed.status.value)
                 val message =
-                    if (failure !=
-                        null
-                    ) {
-                        getString(R.string.not_done, failure.message)
-                    } else {
-                        done?.let(::getString)
-                    }
+                    if (failure != null) getString(R.string.not_done, failure.message) else done?.let(::getString)
                 if (message != null) Toast.makeText(this, message, Toast.LENGTH_LONG).show()
             },
             mainThread,

@@ -13,6 +13,7 @@ class SampleApplication : Application() {
             coordinator(getString(R.string.coordinator))
             examples { ExampleSource.text(notes.read("train.jsonl"), notes.read("test.jsonl")) }
             policy {
+                idle()
                 batteryAbove(30)
                 storage(500.megabytes)
             }

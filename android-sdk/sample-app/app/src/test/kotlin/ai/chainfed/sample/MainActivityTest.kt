@@ -68,6 +68,17 @@ class MainActivityTest {
     }
 
     @Test
+    fun `a consent that cannot be stored moves the switch back`() {
+        assertTrue(File(stored, "consent.json.new/in the way").mkdirs())
+        consent.performClick()
+        eventually("the user is told") {
+            ShadowToast.getTextOfLatestToast()?.startsWith(activity.getString(R.string.not_done, "")) == true
+        }
+        assertFalse(consent.isChecked)
+        assertEquals(activity.getString(R.string.state_disabled), text(R.id.state))
+    }
+
+    @Test
     fun `deleting the data opts out and says that they are gone`() {
         consent.performClick()
         eventually("it is on") { text(R.id.state) != activity.getString(R.string.state_disabled) }
