@@ -35,8 +35,8 @@ internal fun requireUsable(assignment: Assignment) {
     val blobs = (assignment.filesList + assignment.stateList).map { it.blob } + assignment.manifest
     if (!ASSIGNMENT_ID.matches(assignment.assignmentId) || !blobs.all { SHA256.matches(it.sha256) }) {
         throw ChainFedException.BadBundle(
-            "The coordinator sent an assignment with an id that is not 1 to 64 letters, digits, - and _, or a SHA-256 " +
-                "that is not 64 hexadecimal digits; check that the address is the coordinator's.",
+            "The coordinator sent an assignment with an id that is not 1 to 64 letters, digits, - and _, or a " +
+                "SHA-256 that is not 64 hexadecimal digits; check that the address is the coordinator's.",
         )
     }
     if (assignment.taskCase == Assignment.TaskCase.TASK_NOT_SET) throw unknownTask()
