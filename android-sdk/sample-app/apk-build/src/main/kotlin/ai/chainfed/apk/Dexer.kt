@@ -98,6 +98,6 @@ private class Warnings : DiagnosticsHandler {
     override fun info(diagnostic: Diagnostic) = Unit
 
     private companion object {
-        val SAME_FILE = Regex("Resource 'META-INF/.*' already exists\\.")
+        val SAME_FILE = Regex("Resource '.*' already exists\\.")
     }
 }
